@@ -1,0 +1,189 @@
+"""The seam between a credit method and the host that trains.
+
+    plan     = method.plan(groups, rng)                # which (rollout, demonstration) pairs to re-score
+    evidence = host.score(plan)                        # what the model says about those tokens, with and without
+    credit   = method.assign(groups, plan, evidence)   # per-token advantages
+
+A method sees tensors of the *whole* generation batch, of all processes, and nothing of tokenizers, files or
+frameworks. A new method is one short file with a frozen dataclass and a `@register_credit_method("name")`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from scgrpo.errors import ConfigError, NonFiniteError, ShapeError
+
+
+@dataclass(frozen=True)
+class Groups:
+    """One generation batch: B rollouts, padded to T completion tokens, of all processes.
+
+    Attributes:
+        group: (B,) id of the prompt a rollout answers; rollouts of one group may stand anywhere in the batch.
+        solved: (B,) verified as correct; False where `graded` is False.
+        graded: (B,) the verifier gave a verdict. An ungraded rollout is neither solved nor failed: it is never
+            scored, never a demonstration, and not counted in `n_c` or `G`.
+        truncated: (B,) cut off at the length limit; never used as a demonstration.
+        lengths: (B,) completion length in tokens, tool output included.
+        mask: (B, T) True where the policy produced the token and the loss counts it.
+        advantages: (B,) the host's group advantages A_i.
+        micro_batch: (B,) id of the micro-batch a rollout will be trained in; only `scope="micro_batch"` reads it.
+    """
+
+    group: Int[Tensor, " b"]
+    solved: Bool[Tensor, " b"]
+    graded: Bool[Tensor, " b"]
+    truncated: Bool[Tensor, " b"]
+    lengths: Int[Tensor, " b"]
+    mask: Bool[Tensor, "b t"]
+    advantages: Float[Tensor, " b"]
+    micro_batch: Int[Tensor, " b"]
+
+    def __post_init__(self) -> None:
+        rows = self.mask.shape[0]
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name).shape[0] != rows:
+                raise ShapeError(
+                    f"Groups.{field.name} has {getattr(self, field.name).shape[0]} rows, the mask has {rows}.",
+                    "Every field describes the same rollouts, one row each.",
+                )
+        sizes = torch.unique(self.group, return_counts=True)
+        if rows and int(sizes[1].min()) < 2:
+            lonely = int(sizes[0][sizes[1].argmin()])
+            raise ShapeError(
+                f"Group {lonely} has a single rollout.", "A group needs at least 2: set num_generations >= 2."
+            )
+        check_finite("advantages", self.advantages)
+        if bool((self.solved & ~self.graded).any()):
+            raise ShapeError("A rollout without a verdict is marked as solved.", "Set solved = solved & graded.")
+
+    @property
+    def usable(self) -> Bool[Tensor, " b"]:
+        """(B,) rollouts that can serve as a demonstration: graded, complete, and with tokens to show."""
+        return self.graded & ~self.truncated & (self.lengths > 0)
+
+    @property
+    def scorable(self) -> Bool[Tensor, " b"]:
+        """(B,) rollouts the loss counts at least one token of."""
+        return self.graded & self.mask.any(dim=1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """P pairs to score: `rollout[p]` is re-scored with `demonstration[p]` in the teacher's context.
+
+    Attributes:
+        rollout, demonstration: (P,) row numbers in the generation batch; always of one group, never equal.
+        verified: (P,) the demonstration is a verified solution; otherwise the teacher prompt must not claim so.
+    """
+
+    rollout: Int[Tensor, " p"]
+    demonstration: Int[Tensor, " p"]
+    verified: Bool[Tensor, " p"]
+
+    def __len__(self) -> int:
+        return int(self.rollout.shape[0])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the model says about the completion tokens of each pair of a plan; 0 where the mask is False.
+
+    Attributes:
+        token_kl: (P, T) nats, `KL(teacher || student)` over the whole vocabulary.
+        teacher_logps, student_logps: (P, T) nats, log-probability of the sampled token.
+        student_entropy: (P, T) nats.
+    """
+
+    token_kl: Float[Tensor, "p t"]
+    teacher_logps: Float[Tensor, "p t"]
+    student_logps: Float[Tensor, "p t"]
+    student_entropy: Float[Tensor, "p t"]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What the loss gets.
+
+    Attributes:
+        advantages: (B, T) per-token advantages, `weights * base advantage`.
+        weights: (B, T) credit weights; exactly 1 for rollouts the method leaves alone.
+        route: (B,) `scgrpo.credit.routing.Route` of each rollout's group.
+        metrics: name -> value, logged by the host as `credit/<name>`.
+    """
+
+    advantages: Float[Tensor, "b t"]
+    weights: Float[Tensor, "b t"]
+    route: Int[Tensor, " b"]
+    metrics: Mapping[str, float]
+
+
+@runtime_checkable
+class CreditMethod(Protocol):
+    """A credit method. Instances are immutable; all randomness comes from `rng`."""
+
+    def plan(self, groups: Groups, rng: random.Random) -> Plan:
+        """Pairs to score; an empty plan leaves the host's advantages untouched."""
+        ...
+
+    def assign(self, groups: Groups, plan: Plan, evidence: Evidence) -> Credit:
+        """Per-token advantages from the evidence."""
+        ...
+
+
+_METHODS: dict[str, type] = {}
+_M = TypeVar("_M", bound=type)
+
+
+def register_credit_method(name: str) -> Callable[[_M], _M]:
+    """Class decorator that makes a credit method available as `SCGRPOConfig(credit=name)`."""
+
+    def register(cls: _M) -> _M:
+        if _METHODS.setdefault(name, cls) is not cls:
+            raise ConfigError(f"A credit method named {name!r} is registered already.", "Choose another name.")
+        return cls
+
+    return register
+
+
+def credit_method_names() -> list[str]:
+    """Registered names, sorted."""
+    return sorted(_METHODS)
+
+
+def create_credit_method(name: str, options: Mapping[str, Any]) -> CreditMethod:
+    """Build a registered method from those `options` that are fields of its dataclass; others are ignored.
+
+    Raises:
+        ConfigError: unknown name (the nearest one is named), or a value the method refuses.
+    """
+    if name not in _METHODS:
+        near = difflib.get_close_matches(name, _METHODS, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"Unknown credit method {name!r}.", f"{hint}Known: {', '.join(credit_method_names())}.")
+    cls = _METHODS[name]
+    accepted = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{key: value for key, value in options.items() if key in accepted})
+
+
+def check_finite(what: str, values: Float[Tensor, "*shape"]) -> None:
+    """Raise NonFiniteError naming the first offending row (and position) unless every value is finite."""
+    bad = ~torch.isfinite(values)
+    if bool(bad.any()):
+        where = bad.nonzero()[0].tolist()
+        place = f"row {where[0]}" + (f", position {where[1]}" if len(where) > 1 else "")
+        raise NonFiniteError(
+            f"{what} is {values[tuple(where)].item()} at {place} ({int(bad.sum())} of {values.numel()} values).",
+            "Nothing was trained on it. Look at that rollout; lower the learning rate, use bf16 or fp32 instead of "
+            "fp16, or fix the reward that produced it.",
+        )

@@ -1,0 +1,76 @@
+"""Which groups are re-scored, and under which demonstration (arXiv 2606.18810, section 4.2).
+
+Departures from the paper, where it is silent:
+1. rollouts without a verdict count neither in `n_c` nor in `G`;
+2. truncated and empty rollouts are never demonstrations, so a partial-solve group needs two *usable* solved ones;
+3. rollouts whose tokens the loss does not count (masked) are not scored.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import IntEnum
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from scgrpo.credit.methods import Groups, Plan
+
+
+class Route(IntEnum):
+    """How a group is treated, by its number of solved rollouts n_c of G."""
+
+    FALLBACK = 0  # n_c = 1 or n_c = G: plain GRPO, weight 1
+    PARTIAL = 1  # 2 <= n_c < G: every rollout is re-scored under a solved one other than itself
+    NONE_SOLVED = 2  # n_c = 0: one rollout is the demonstration of all others
+
+
+def route_groups(groups: Groups) -> Int[Tensor, " b"]:
+    """(B,) route of each rollout's group."""
+    route = torch.full_like(groups.group, int(Route.FALLBACK))
+    for members in group_members(groups):
+        graded, solved = groups.graded[members], groups.solved[members]
+        usable = groups.usable[members]
+        if bool((graded & ~solved).any()) and int((solved & usable).sum()) >= 2:
+            route[members] = int(Route.PARTIAL)
+        # The demonstration of a solve-none group needs another rollout to be shown to.
+        elif not bool(solved.any()) and bool(usable.any()) and int(graded.sum()) >= 2:
+            route[members] = int(Route.NONE_SOLVED)
+    return route
+
+
+def choose_demonstrations(groups: Groups, route: Int[Tensor, " b"], rng: random.Random) -> Plan:
+    """One demonstration per scored rollout.
+
+    partial-solve: uniform over the group's usable solved rollouts other than the rollout itself;
+    solve-none: one usable rollout of the group, uniform, for all the others.
+
+    `rng` must be in the same state on every process: all of them draw the plan of the whole batch.
+    """
+    usable, scorable = groups.usable.tolist(), groups.scorable.tolist()
+    solved, routes = groups.solved.tolist(), route.tolist()
+    pairs: list[tuple[int, int, bool]] = []
+    for members in (m.tolist() for m in group_members(groups)):
+        candidates = [j for j in members if usable[j]]
+        if routes[members[0]] == Route.PARTIAL:
+            right = [j for j in candidates if solved[j]]
+            # Drawn for every member, scored or not: who is masked must not change the others' draw.
+            drawn = {i: rng.choice([j for j in right if j != i]) for i in members}
+            pairs += [(i, drawn[i], True) for i in members if scorable[i]]
+        elif routes[members[0]] == Route.NONE_SOLVED:
+            shown = rng.choice(candidates)
+            pairs += [(i, shown, False) for i in members if i != shown and scorable[i]]
+    device = groups.group.device
+    return Plan(
+        rollout=torch.tensor([p[0] for p in pairs], dtype=torch.long, device=device),
+        demonstration=torch.tensor([p[1] for p in pairs], dtype=torch.long, device=device),
+        verified=torch.tensor([p[2] for p in pairs], dtype=torch.bool, device=device),
+    )
+
+
+def group_members(groups: Groups) -> list[Int[Tensor, " g"]]:
+    """Row numbers of each group, groups in order of their id."""
+    order = torch.argsort(groups.group, stable=True)
+    sizes = torch.unique_consecutive(groups.group[order], return_counts=True)[1]
+    return list(order.split(sizes.tolist()))

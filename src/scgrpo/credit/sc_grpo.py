@@ -1,0 +1,119 @@
+"""SC-GRPO: learning from own solutions, with credit per token (arXiv 2606.18810). START HERE.
+
+A group of G rollouts answers one prompt; n_c of them are verified as solved. Per token, D is how far the model's
+own prediction moves when one of its own rollouts, the *demonstration*, stands in its context; f = D / (D + c) says
+how much of the answer's advantage that token gets. `f >= 0` and carries no gradient, so GRPO with per-token
+advantages `f * A` is the whole method: no loss is copied.
+
+Where the paper is silent, or we differ (full table in docs/method.md):
+1. the threshold's scope is the whole generation batch (the paper's micro-batch: `scope="micro_batch"`);
+2. one threshold serves partial-solve and solve-none groups;
+3. in a solve-none group the mean and standard deviation of the diversity scores are over the scored rollouts,
+   and the demonstration itself gets advantage 0;
+4. `normalize`, `weight_sign` and `mix` are ours; their defaults are the paper's method.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scgrpo.credit.diagnostics import credit_metrics
+from scgrpo.credit.methods import Credit, Evidence, Groups, Plan, check_finite, register_credit_method
+from scgrpo.credit.routing import Route, choose_demonstrations, group_members, route_groups
+from scgrpo.credit.weighting import Normalize, WeightSign, saturating_weight, shape_weights, thresholds
+from scgrpo.errors import ConfigError
+
+Scope = Literal["generation_batch", "micro_batch"]
+
+
+# [method]
+@register_credit_method("sc_grpo")
+@dataclass(frozen=True)
+class SCGRPO:
+    """Self-conditioned credit assignment."""
+
+    quantile: float = 0.75  # c is this quantile of the active D ...
+    floor: float = 1e-4  # ... and never below this many nats
+    scope: Scope = "generation_batch"
+    alpha: float = 0.1  # size of the diversity pseudo-advantage of solve-none groups
+    normalize: Normalize = "none"
+    weight_sign: WeightSign = "both"
+    mix: float = 1.0
+
+    def plan(self, groups: Groups, rng: random.Random) -> Plan:
+        return choose_demonstrations(groups, route_groups(groups), rng)
+
+    def assign(self, groups: Groups, plan: Plan, evidence: Evidence) -> Credit:
+        check_finite("token_kl", evidence.token_kl)
+        route = route_groups(groups)
+        token_kl = torch.zeros_like(groups.mask, dtype=evidence.token_kl.dtype)
+        token_kl[plan.rollout] = evidence.token_kl
+        scored = torch.zeros_like(groups.solved)
+        scored[plan.rollout] = True
+        active = groups.mask & scored[:, None]
+
+        scope = groups.micro_batch if self.scope == "micro_batch" else torch.zeros_like(groups.group)
+        c = thresholds(token_kl, active, scope, quantile=self.quantile, floor=self.floor)
+        f = saturating_weight(token_kl, c)
+        base = torch.where(route == Route.NONE_SOLVED, self.diversity(groups, plan, f), groups.advantages)
+
+        shaped = shape_weights(f, active, self.applied(groups), scope, mix=self.mix, normalize=self.normalize)
+        weights = torch.where(scored[:, None], shaped.to(base.dtype), 1.0)
+        metrics = credit_metrics(groups, plan, route, token_kl, active, weights, c)
+        return Credit(base[:, None] * weights, weights, route, metrics)
+
+    def diversity(self, groups: Groups, plan: Plan, f: Float[Tensor, "b t"]) -> Float[Tensor, " b"]:
+        """Solve-none groups have no advantage; reward departing from the demonstration `r` instead:
+        `s_i = mean_{t <= min(|o_i|, |o_r|)} f_it`, pseudo-advantage `alpha * (s_i - mean s) / (std s + 1e-6)`."""
+        advantages = torch.zeros_like(groups.advantages)
+        for rows, shown in unsolved_pairs(groups, plan):
+            length = torch.minimum(groups.lengths[rows], groups.lengths[shown])
+            early = groups.mask[rows] & (torch.arange(f.shape[1], device=f.device) < length[:, None])
+            score = (f[rows] * early).sum(1) / early.sum(1).clamp(min=1)
+            if len(rows) > 1:  # a single score departs from nothing: 0
+                advantages[rows] = self.alpha * ((score - score.mean()) / (score.std() + 1e-6)).to(advantages)
+        return advantages
+
+    # [/method]
+    def applied(self, groups: Groups) -> Tensor:
+        """(B,) rollouts that get their own weight; the others get the mean weight."""
+        if self.weight_sign == "both":
+            return torch.ones_like(groups.solved)
+        return groups.solved if self.weight_sign == "solved" else ~groups.solved
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 <= self.quantile <= 1:
+            problems.append(f"quantile is {self.quantile}: choose one in [0, 1].")
+        if not self.floor > 0:
+            problems.append(f"floor is {self.floor} nats: it must be > 0, or D = 0 everywhere divides by zero.")
+        if not self.alpha >= 0:
+            problems.append(f"alpha is {self.alpha}: it must be >= 0 (0 switches the diversity term off).")
+        if not 0 <= self.mix <= 1:
+            problems.append(f"mix is {self.mix}: choose one in [0, 1] (1 = the paper's weight).")
+        for name, value, known in (
+            ("scope", self.scope, ("generation_batch", "micro_batch")),
+            ("normalize", self.normalize, ("none", "mean_one")),
+            ("weight_sign", self.weight_sign, ("both", "solved", "failed")),
+        ):
+            if value not in known:
+                problems.append(f"{name} is {value!r}: choose one of {', '.join(known)}.")
+        if problems:
+            raise ConfigError("SC-GRPO cannot work with these settings:", " ".join(problems))
+
+
+def unsolved_pairs(groups: Groups, plan: Plan) -> list[tuple[Int[Tensor, " m"], Int[Tensor, ""]]]:
+    """(scored rows, their common demonstration) of every solve-none group."""
+    group_of = groups.group[plan.rollout]
+    pairs = []
+    for members in group_members(groups):
+        mine = (group_of == groups.group[members[0]]) & ~plan.verified
+        if bool(mine.any()):
+            pairs.append((plan.rollout[mine], plan.demonstration[mine][0]))
+    return pairs

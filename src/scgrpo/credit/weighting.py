@@ -1,0 +1,94 @@
+"""From token_kl to credit weights (arXiv 2606.18810, section 4.1): f = D / (D + c).
+
+`c` is a quantile of the active token_kl in a *scope*, never below a floor. Scopes are given as one id per rollout:
+one id for all (the whole generation batch) or one per micro-batch (the paper's).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+WeightSign = Literal["both", "solved", "failed"]
+Normalize = Literal["none", "mean_one"]
+
+
+def saturating_weight(token_kl: Float[Tensor, "b t"], threshold: Float[Tensor, " b"]) -> Float[Tensor, "b t"]:
+    """`f = D / (D + c)`, in [0, 1): 0 at D = 0, 1/2 at D = c, increasing in D.
+
+    Args:
+        token_kl: (B, T) nats, >= 0.
+        threshold: (B,) nats, > 0, the `c` of each rollout's scope.
+    """
+    c = threshold[:, None]
+    f = token_kl / (token_kl + c)
+    # D much larger than c rounds to 1 in floating point; the weight stays below it.
+    return f.clamp(max=1 - torch.finfo(f.dtype).eps)
+
+
+def thresholds(
+    token_kl: Float[Tensor, "b t"],
+    active: Bool[Tensor, "b t"],
+    scope: Int[Tensor, " b"],
+    *,
+    quantile: float,
+    floor: float,
+) -> Float[Tensor, " b"]:
+    """(B,) `c = max(quantile of the active token_kl in the rollout's scope, floor)`, nats.
+
+    A scope without active tokens gets the floor (nothing is weighted there).
+    """
+    c = torch.full(scope.shape, floor, dtype=token_kl.dtype, device=token_kl.device)
+    for members in scope_members(scope):
+        values = token_kl[members][active[members]]
+        if values.numel():
+            c[members] = linear_quantile(values, quantile).clamp(min=floor)
+    return c
+
+
+def shape_weights(
+    f: Float[Tensor, "b t"],
+    active: Bool[Tensor, "b t"],
+    applied: Bool[Tensor, " b"],
+    scope: Int[Tensor, " b"],
+    *,
+    mix: float,
+    normalize: Normalize,
+) -> Float[Tensor, "b t"]:
+    """Variants of the weight, none of which is in the paper; the defaults return `f` unchanged.
+
+    With f_bar the mean of f over the active tokens of the scope:
+        where `applied` is False, the rollout's weight is f_bar;
+        `mix` m < 1:               w = m * f + (1 - m) * f_bar        (the mean stays f_bar);
+        `normalize="mean_one"`:    w / f_bar                          (the mean becomes 1).
+    """
+    if bool(applied.all()) and mix == 1 and normalize == "none":
+        return f
+    weights = f.clone()
+    for members in scope_members(scope):
+        values = f[members][active[members]]
+        if not values.numel():
+            continue
+        mean = values.mean()
+        shaped = torch.where(applied[members, None], torch.lerp(mean, f[members], mix), mean)
+        # A scope in which every D is 0 has no weight to normalise: it stays 0, the method's own answer.
+        weights[members] = shaped / mean if normalize == "mean_one" and mean > 0 else shaped
+    return weights
+
+
+def linear_quantile(values: Float[Tensor, " n"], quantile: float) -> Float[Tensor, ""]:
+    """Quantile with linear interpolation, as `torch.quantile`, but without its limit of 2**24 values."""
+    position = quantile * (values.numel() - 1)
+    low = int(position)
+    lower = values.kthvalue(low + 1).values
+    if position == low:
+        return lower
+    return torch.lerp(lower, values.kthvalue(low + 2).values, position - low)
+
+
+def scope_members(scope: Int[Tensor, " b"]) -> list[Int[Tensor, " m"]]:
+    """Row numbers of each scope."""
+    return [(scope == index).nonzero()[:, 0] for index in scope.unique()]

@@ -1,0 +1,135 @@
+"""From a plan to evidence on one process: demonstrations, teacher prompts, the conditioned pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scgrpo.credit import Evidence, Plan
+from scgrpo.credit.weighting import linear_quantile
+from scgrpo.errors import ConfigError
+from scgrpo.teacher.prompts import Demonstration, DemonstrationFormatter, Prompt
+from scgrpo.teacher.scoring import ConditionedPass, Pairs, completion_hidden, evaluation_mode
+
+# (prompt, demonstration text, verified) -> teacher prompt
+TeacherPromptFn = Callable[..., Prompt]
+
+
+@dataclass(frozen=True)
+class LocalRollouts:
+    """This process's rows of a generation batch, as the conditioned pass needs them.
+
+    Attributes:
+        first: row number of the first one in the whole batch.
+        prompts: as rendered for generation; prompt_ids: their token ids.
+        completion_ids, mask: (B, T); lengths: (B,).
+        hidden: (B, T, H) hidden states of the policy from a pass of the host, or None.
+    """
+
+    first: int
+    prompts: Sequence[Prompt]
+    prompt_ids: Sequence[Sequence[int]]
+    completion_ids: Tensor
+    lengths: Tensor
+    mask: Tensor
+    hidden: Tensor | None
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """Evidence of this process's pairs and how it came about."""
+
+    pairs: Sequence[int]
+    evidence: Evidence
+    demonstrations: Mapping[int, Demonstration]
+    teacher_prompt_ids: Mapping[int, Sequence[int]]
+
+
+@dataclass
+class Conditioner:
+    """Scores the pairs of a plan whose rollouts live on this process.
+
+    Attributes:
+        score: the conditioned pass.
+        format: completion -> demonstration.
+        teacher_prompt: see `TeacherPromptFn`.
+        tokenize: prompts and their local row numbers -> token ids, as the host does for generation.
+    """
+
+    score: ConditionedPass
+    format: DemonstrationFormatter
+    teacher_prompt: TeacherPromptFn
+    tokenize: Callable[[list[Prompt], list[int]], list[list[int]]]
+
+    def __call__(
+        self, plan: Plan, local: LocalRollouts, completions: Sequence[Any], num_forwards: Callable[[int], int | None]
+    ) -> Conditioned:
+        """Evidence of this process's pairs.
+
+        Args:
+            completions: of the whole batch, by row number: a demonstration may come from another process.
+            num_forwards: number of batches of this process -> number all processes must run (None: its own).
+        """
+        rollout, shown, verified = (x.tolist() for x in (plan.rollout, plan.demonstration, plan.verified))
+        count = len(local.prompts)
+        mine = [pair for pair, row in enumerate(rollout) if local.first <= row < local.first + count]
+        rows = [rollout[pair] - local.first for pair in mine]
+        demonstrations = {row: self.format(completions[row]) for row in sorted({shown[pair] for pair in mine})}
+        prompts = [
+            self.teacher_prompt(local.prompts[row], demonstrations[shown[pair]].text, verified=verified[pair])
+            for pair, row in zip(mine, rows, strict=True)
+        ]
+        teacher_ids = self.tokenize(prompts, rows) if rows else []
+        pairs = self.pairs(local, rows, teacher_ids)
+        evidence = self.score(pairs, num_forwards(len(list(self.score.batches(pairs)))))
+        return Conditioned(mine, evidence, demonstrations, dict(zip(mine, teacher_ids, strict=True)))
+
+    def pairs(self, local: LocalRollouts, rows: list[int], teacher_ids: list[list[int]]) -> Pairs:
+        """Pairs of local rows under the given teacher prompts."""
+        return Pairs(
+            student_prompts=[local.prompt_ids[row] for row in rows],
+            teacher_prompts=teacher_ids,
+            completions=local.completion_ids[rows],
+            lengths=local.lengths[rows],
+            mask=local.mask[rows],
+            student_hidden=None if local.hidden is None else local.hidden[rows],
+        )
+
+    def noise_floor(self, local: LocalRollouts, rows: int = 8) -> float | None:
+        """75th percentile of D (nats) between *identical* contexts that were batched differently.
+
+        Their true D is 0: what is measured is numeric noise, and a threshold c near it would turn that noise into
+        weights. None if there is nothing to score. Every process runs the same number of forwards.
+        """
+        chosen = list(range(min(rows, len(local.prompts))))
+        prompt_ids = [list(local.prompt_ids[row]) for row in chosen]
+        pairs = self.pairs(replace(local, hidden=None), chosen, prompt_ids)
+        one_by_one = replace(self.score, max_rows=1, teacher_weights=nullcontext)
+        with torch.no_grad(), evaluation_mode(self.score.model), self.score.autocast():
+            together = self.score.redirect(
+                partial(completion_hidden, self.score.model, prompt_ids, pairs.completions, pairs.lengths)
+            )
+        evidence = one_by_one(replace(pairs, student_hidden=together), num_forwards=len(chosen))
+        noise = evidence.token_kl[pairs.mask]
+        return linear_quantile(noise, 0.75).item() if len(noise) else None
+
+    def check_prompts(self, local: LocalRollouts) -> None:
+        """The prompt ids that were sampled from must be what the prompts render to: otherwise a teacher prompt made
+        from the text would differ from the student's by more than the demonstration.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        if self.tokenize([local.prompts[0]], [0])[0] != list(local.prompt_ids[0]):
+            raise ConfigError(
+                "The prompt ids that were sampled from are not what the prompt renders to (a rollout_func that "
+                "builds its own prompts?).",
+                "Pass teacher_prompt_fn=(prompt, demonstration, verified) -> prompt to SCGRPOTrainer, and prompts "
+                "that render to the sampled ids.",
+            )

@@ -1,0 +1,107 @@
+"""`SCGRPOConfig`: TRL's GRPOConfig plus the credit method's own settings.
+
+Defaults are the paper's, also where they differ from TRL's:
+1. `loss_type="grpo"` (sequence mean of token means; TRL: "dapo");
+2. `vllm_importance_sampling_mode="token_truncate"` (TRL's "sequence_mask" drops whole long sequences unseen).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from scgrpo.credit import create_credit_method
+from scgrpo.credit.methods import CreditMethod
+from scgrpo.errors import ConfigError
+from scgrpo.teacher.prompts import get_template
+from scgrpo.teacher.weights import check_teacher_weights
+
+# Loss types whose gradient of a token scales with that token's advantage.
+PER_TOKEN_LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "vespo")
+_CREDIT_PREFIX = "credit_"
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class SCGRPOConfig(GRPOConfig):
+    """Settings of SCGRPOTrainer; every GRPOConfig key works as in TRL.
+
+    Raises:
+        ConfigError: all impossible settings at once, each with its remedy.
+    """
+
+    loss_type: str = _setting("grpo", "TRL's loss types; those without per-token advantages are refused.")
+    vllm_importance_sampling_mode: str = _setting("token_truncate", "As in TRL, with a safer default.")
+
+    credit: str = _setting("sc_grpo", "Credit method: sc_grpo, uniform (plain GRPO), or one you registered.")
+    credit_quantile: float = _setting(0.75, "Threshold c is this quantile of the active token_kl.")
+    credit_floor: float = _setting(1e-4, "Smallest threshold c, in nats.")
+    credit_scope: str = _setting("generation_batch", "Scope of c: generation_batch, or micro_batch (the paper's).")
+    credit_alpha: float = _setting(0.1, "Size of the diversity pseudo-advantage of unsolved groups; 0 = off.")
+    credit_normalize: str = _setting("none", "none (the paper), or mean_one: divide weights by their mean.")
+    credit_weight_sign: str = _setting(
+        "both", "Rollouts weighted per token: both (the paper), solved, or failed; the others get the mean weight."
+    )
+    credit_mix: float = _setting(1.0, "Share of the weight against uniform credit, 1 = the paper.")
+
+    success_reward: str | None = _setting(None, "Reward function that decides 'solved'. Default: the first one.")
+    success_threshold: float = _setting(0.5, "A rollout is solved when that reward reaches this value.")
+    teacher_template: str = _setting("generic", "Wording of the teacher's prompt: math, code, agent, generic, tiny.")
+    demonstration_max_tokens: int | None = _setting(
+        None, "Token budget of a demonstration, cut from the right. Default: max_completion_length."
+    )
+    teacher_weights: str = _setting("current", "Teacher's weights: current (the paper), snapshot, ema or frozen.")
+    teacher_snapshot_steps: int = _setting(10, "Optimizer steps between snapshots.")
+    teacher_ema_decay: float = _setting(0.99, "Decay per optimizer step of teacher_weights=ema.")
+    teacher_batch_size: int | None = _setting(
+        None, "Rows per forward of the conditioned pass. Default: per_device_train_batch_size."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = list(self._problems())
+        if problems:
+            raise ConfigError(f"{len(problems)} setting(s) cannot work:", " | ".join(problems))
+
+    def credit_method(self) -> CreditMethod:
+        """The configured method, built from the `credit_*` settings it knows."""
+        names = [f.name for f in dataclasses.fields(self) if f.name.startswith(_CREDIT_PREFIX)]
+        return create_credit_method(self.credit, {n.removeprefix(_CREDIT_PREFIX): getattr(self, n) for n in names})
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for check in (
+            self.credit_method,
+            lambda: get_template(self.teacher_template),
+            lambda: check_teacher_weights(self.teacher_weights, self.teacher_snapshot_steps, self.teacher_ema_decay),
+        ):
+            try:
+                check()
+            except ConfigError as error:
+                problems.append(str(error))
+        for name in ("demonstration_max_tokens", "teacher_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}: choose at least 1, or leave it out.")
+        if self.credit != "uniform":
+            problems += self._per_token_problems()
+        return problems
+
+    def _per_token_problems(self) -> list[str]:
+        problems = []
+        if self.loss_type not in PER_TOKEN_LOSS_TYPES:
+            problems.append(
+                f"loss_type={self.loss_type!r} cannot carry credit per token: choose one of "
+                f"{', '.join(PER_TOKEN_LOSS_TYPES)}, or credit='uniform'."
+            )
+        if self.importance_sampling_level != "token":
+            problems.append(
+                f"importance_sampling_level={self.importance_sampling_level!r}: with a sequence-level ratio the "
+                "gradient sees only the mean of the weights. Use 'token', or credit='uniform'."
+            )
+        return problems

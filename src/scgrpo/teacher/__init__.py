@@ -1,0 +1,1 @@
+"""The conditioned pass: the teacher's prompts, weights and forward."""
