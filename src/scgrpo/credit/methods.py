@@ -116,12 +116,14 @@ class Credit:
     """What the loss gets.
 
     Attributes:
-        advantages: (B, T) per-token advantages, `weights * base advantage`.
+        base: (B,) advantage of each rollout before weighting: the host's, or a method's own.
+        advantages: (B, T) per-token advantages.
         weights: (B, T) credit weights; exactly 1 for rollouts the method leaves alone.
         route: (B,) `scgrpo.credit.routing.Route` of each rollout's group.
         metrics: name -> value, logged by the host as `credit/<name>`.
     """
 
+    base: Float[Tensor, " b"]
     advantages: Float[Tensor, "b t"]
     weights: Float[Tensor, "b t"]
     route: Int[Tensor, " b"]

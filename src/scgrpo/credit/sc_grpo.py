@@ -47,11 +47,11 @@ class SCGRPO:
     mix: float = 1.0
 
     def plan(self, groups: Groups, rng: random.Random) -> Plan:
-        return choose_demonstrations(groups, route_groups(groups), rng)
+        return choose_demonstrations(groups, self.route(groups), rng)
 
     def assign(self, groups: Groups, plan: Plan, evidence: Evidence) -> Credit:
         check_finite("token_kl", evidence.token_kl)
-        route = route_groups(groups)
+        route = self.route(groups)
         token_kl = torch.zeros_like(groups.mask, dtype=evidence.token_kl.dtype)
         token_kl[plan.rollout] = evidence.token_kl
         scored = torch.zeros_like(groups.solved)
@@ -66,7 +66,7 @@ class SCGRPO:
         shaped = shape_weights(f, active, self.applied(groups), scope, mix=self.mix, normalize=self.normalize)
         weights = torch.where(scored[:, None], shaped.to(base.dtype), 1.0)
         metrics = credit_metrics(groups, plan, route, token_kl, active, weights, c)
-        return Credit(base[:, None] * weights, weights, route, metrics)
+        return Credit(base, base[:, None] * weights, weights, route, metrics)
 
     def diversity(self, groups: Groups, plan: Plan, f: Float[Tensor, "b t"]) -> Float[Tensor, " b"]:
         """Solve-none groups have no advantage; reward departing from the demonstration `r` instead:
@@ -79,6 +79,11 @@ class SCGRPO:
             if len(rows) > 1:  # a single score departs from nothing: 0
                 advantages[rows] = self.alpha * ((score - score.mean()) / (score.std() + 1e-6)).to(advantages)
         return advantages
+
+    def route(self, groups: Groups) -> Int[Tensor, " b"]:
+        """`n_c = 0`: solve-none, `2 <= n_c < G`: partial-solve, else plain GRPO; without diversity only partial."""
+        route = route_groups(groups)
+        return route if self.alpha > 0 else route.masked_fill(route == Route.NONE_SOLVED, int(Route.FALLBACK))
 
     # [/method]
     def applied(self, groups: Groups) -> Tensor:

@@ -22,4 +22,5 @@ class Uniform:
 
     def assign(self, groups: Groups, plan: Plan, evidence: Evidence) -> Credit:
         weights = torch.ones_like(groups.mask, dtype=groups.advantages.dtype)
-        return Credit(groups.advantages[:, None] * weights, weights, route_groups(groups), {})
+        base = groups.advantages
+        return Credit(base, base[:, None] * weights, weights, route_groups(groups), {})

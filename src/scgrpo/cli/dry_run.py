@@ -1,0 +1,144 @@
+"""`scgrpo train --dry-run`: what would happen, without training or writing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from rich.console import Console
+
+from scgrpo.cli.arguments import DATACLASSES, Parsed
+from scgrpo.cli.setup import make_task, resolve_model
+from scgrpo.errors import DataError, ScgrpoError
+from scgrpo.tasks.base import Task, Verdict
+from scgrpo.teacher.prompts import Prompt, get_template, teacher_prompt
+
+
+def dry_run(parsed: Parsed, console: Console) -> int:
+    """Print the resolved settings, one example's student and teacher prompts, and verdicts on canned answers.
+
+    Returns:
+        0, or 1 if the verifier judges a canned answer differently than it should.
+    """
+    console.rule(f"settings of {parsed.recipe} that differ from their defaults")
+    for key, value in changed_settings(parsed).items():
+        console.print(f"{key}: {value!r}", markup=False)
+    if parsed.run.note:
+        console.print(f"\nnote: {parsed.run.note}", markup=False)
+    console.print(f"\n{_rollout_plan(parsed)}", markup=False)
+    task = make_task(parsed)
+    if task is None:
+        console.print("\nNo task: prompts and rewards come from dataset_name and reward_funcs.", markup=False)
+        return 0
+    try:
+        _show_prompts(parsed, task, console)
+        return _show_verdicts(task, console)
+    finally:
+        task.close()
+
+
+def changed_settings(parsed: Parsed) -> dict[str, Any]:
+    """Settings that differ from what their dataclass would have without the recipe and flags."""
+    changed = {}
+    for cls, values in zip(DATACLASSES, (parsed.run, parsed.trainer, parsed.model), strict=True):
+        for field in dataclasses.fields(cls):
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if getattr(values, field.name) != default and field.name not in ("dry_run", "logging_dir"):
+                changed[field.name] = getattr(values, field.name)
+    return changed
+
+
+def _rollout_plan(parsed: Parsed) -> str:
+    t = parsed.trainer
+    prompts = t.generation_batch_size // t.num_generations
+    steps = f"{t.max_steps} steps" if t.max_steps > 0 else f"{t.num_train_epochs:g} epoch(s)"
+    return (
+        f"{steps}; each generation batch: {prompts} prompts x {t.num_generations} rollouts of at most "
+        f"{t.max_completion_length} tokens, trained in {t.steps_per_generation} micro-batch(es) of "
+        f"{t.per_device_train_batch_size} per process; credit: {t.credit}, loss: {t.loss_type}"
+    )
+
+
+def _show_prompts(parsed: Parsed, task: Task, console: Console) -> None:
+    row, demonstration = _example(task, console)
+    template = get_template(parsed.trainer.teacher_template)
+    prompts: dict[str, Prompt] = {
+        "student prompt": row["prompt"],
+        "teacher prompt, verified demonstration": teacher_prompt(
+            row["prompt"], demonstration, template, verified=True
+        ),
+        "teacher prompt, unverified demonstration": teacher_prompt(
+            row["prompt"], demonstration, template, verified=False
+        ),
+    }
+    tokenizer = _tokenizer(parsed, console)
+    for title, prompt in prompts.items():
+        text, size = _render(tokenizer, prompt, parsed.trainer.chat_template_kwargs or {})
+        console.rule(f"{title} ({size})")
+        console.print(text, markup=False, highlight=False)
+
+
+def _example(task: Task, console: Console) -> tuple[dict[str, Any], str]:
+    canned = task.canned()
+    try:
+        rows = task.rows("train", 1)
+    except (ScgrpoError, OSError, ConnectionError) as error:
+        console.print(
+            f"\nThe data cannot be read here ({_first_line(error)}); showing a built-in example.", markup=False
+        )
+        return canned.row, canned.right[0]
+    if not rows:
+        raise DataError("The task has no training rows.", "Check its data source and filters.")
+    return canned.row, canned.right[0]
+
+
+def _tokenizer(parsed: Parsed, console: Console) -> Any:
+    from transformers import AutoTokenizer
+
+    name = resolve_model(parsed.model.model_name_or_path)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=parsed.model.model_revision)
+    except (OSError, ValueError) as error:
+        console.print(
+            f"\nNo tokenizer for {name} here ({_first_line(error)}): prompts are shown as messages, without token "
+            "counts.",
+            markup=False,
+        )
+        return None
+
+
+def _render(tokenizer: Any, prompt: Prompt, template_kwargs: dict[str, Any]) -> tuple[str, str]:
+    if tokenizer is None:
+        text = prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
+        return text, "tokens: unknown"
+    if isinstance(prompt, str):
+        return prompt, f"{len(tokenizer(prompt)['input_ids'])} tokens"
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **template_kwargs)
+    return text, f"{len(tokenizer(text, add_special_tokens=False)['input_ids'])} tokens"
+
+
+def _show_verdicts(task: Task, console: Console) -> int:
+    canned = task.canned()
+    console.rule(f"verdicts of {task.name} on canned answers")
+    surprises = 0
+    for wanted, completions in ((True, canned.right), (False, canned.wrong)):
+        for text, verdict in zip(completions, task.verify(completions, [canned.row] * len(completions)), strict=True):
+            as_wanted = _solved(verdict) is wanted
+            surprises += not as_wanted
+            mark = "ok " if as_wanted else "BAD"
+            score = "none" if math.isnan(verdict.score) else f"{verdict.score:g}"
+            console.print(
+                f"{mark} {'right' if wanted else 'wrong'} answer -> {verdict.status}, score {score}: {text!r}",
+                markup=False,
+                highlight=False,
+            )
+    return 1 if surprises else 0
+
+
+def _solved(verdict: Verdict) -> bool | None:
+    return None if math.isnan(verdict.score) else verdict.score >= 0.5
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,77 @@
+"""`scgrpo train | eval | report | tiny`. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from scgrpo.errors import ScgrpoError
+
+
+def _train(argv: Sequence[str]) -> int:
+    from scgrpo.cli.train import train_command
+
+    return train_command(argv)
+
+
+def _eval(argv: Sequence[str]) -> int:
+    from scgrpo.cli.evaluate import eval_command
+
+    return eval_command(argv)
+
+
+def _report(argv: Sequence[str]) -> int:
+    from scgrpo.cli.report import report_command
+
+    return report_command(argv)
+
+
+def _tiny(argv: Sequence[str]) -> int:
+    from scgrpo.cli.tiny import tiny_command
+
+    return tiny_command(argv)
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (_train, "train a model: --config RECIPE [any GRPOConfig or SCGRPOConfig flag] [--dry-run]"),
+    "eval": (_eval, "evaluate a model on a task: Avg@k and Pass@k with intervals"),
+    "report": (_report, "write the HTML page (or --png curves) of a run"),
+    "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 1 interrupted, 2 an error the user can act on."""
+    # Must precede the import of torch: idle OpenMP threads that spin cost a busy machine an order of magnitude.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"scgrpo {version('scgrpo')}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"scgrpo: unknown command {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[arguments[0]][0](arguments[1:])
+    except ScgrpoError as error:
+        print(f"error: {error.problem}\n{error.remedy}".rstrip(), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was written so far is kept", file=sys.stderr)
+        return 1
+
+
+def _usage() -> str:
+    lines = [f"  {name:8s} {text}" for name, (_, text) in COMMANDS.items()]
+    return "usage: scgrpo COMMAND ...\n\n" + "\n".join(lines) + "\n\nscgrpo COMMAND --help lists its options."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

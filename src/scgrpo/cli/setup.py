@@ -1,0 +1,99 @@
+"""From parsed settings to the objects of a run: task, data, reward functions, model."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scgrpo.cli.arguments import Parsed
+from scgrpo.errors import ConfigError
+from scgrpo.tasks import get_task
+from scgrpo.tasks.base import Row, Task
+
+_TASK_DATA_KEYS = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
+
+
+@dataclass
+class Problem:
+    """What is trained on: training rows, held-out rows, and how completions are graded."""
+
+    task: Task | None
+    train_rows: list[Row]
+    eval_rows: list[Row]
+    reward_funcs: list[Callable[..., Any]]
+
+
+def make_task(parsed: Parsed) -> Task | None:
+    """The configured task; TRL's dataset keys are its data source if it has one."""
+    if parsed.run.task is None:
+        return None
+    options = dict(parsed.run.task_settings)
+    if parsed.run.dataset_name is not None:
+        options = {key: getattr(parsed.run, key) for key in _TASK_DATA_KEYS} | options
+    return get_task(parsed.run.task, **options)
+
+
+def load_problem(parsed: Parsed, task: Task | None) -> Problem:
+    """Rows and reward functions.
+
+    Raises:
+        ConfigError: neither a task nor a data set with reward functions is given.
+    """
+    extra = [import_callable(path) for path in parsed.run.reward_funcs or []]
+    if task is not None:
+        from scgrpo.tasks.reward import reward_function
+
+        held_out = task.rows("eval", parsed.run.eval_problems) if parsed.run.eval_problems else []
+        rows = task.rows("train", parsed.run.max_train_rows)
+        return Problem(task, rows, held_out, [reward_function(task), *extra])
+    if parsed.run.dataset_name is None or not extra:
+        raise ConfigError(
+            "Nothing to train on.", "Set task (reach, gsm8k, ...), or dataset_name together with reward_funcs."
+        )
+    from scgrpo.tasks.data import load_rows
+
+    rows = load_rows(parsed.run.dataset_name, config=parsed.run.dataset_config, split=parsed.run.dataset_train_split)
+    return Problem(None, rows[: parsed.run.max_train_rows], [], extra)
+
+
+def import_callable(path: str) -> Callable[..., Any]:
+    """A function by its dotted import path; the current folder is searched too.
+
+    Raises:
+        ConfigError: there is no such module or function.
+    """
+    module, _, name = path.rpartition(".")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"Cannot import reward function {path!r}: {error}.",
+            "Give a dotted path such as my_package.rewards.length.",
+        ) from error
+
+
+def resolve_model(name: str | None) -> str:
+    """A model id or path; `tiny` is the embedded one, `tiny-random` a random one made on the spot.
+
+    Raises:
+        ConfigError: no model given.
+    """
+    if name is None:
+        raise ConfigError("No model.", "Set model_name_or_path to a hub id, a folder, or `tiny`.")
+    if name == "tiny":
+        from scgrpo.tiny import tiny_model_path
+
+        return str(tiny_model_path())
+    if name == "tiny-random":
+        from scgrpo.tiny.random_model import write_random_model
+
+        return str(write_random_model(Path(tempfile.mkdtemp(prefix="scgrpo-random-"))))
+    return name
