@@ -32,7 +32,9 @@ class RunArguments(ScriptArguments):
     reward_funcs: list[str] | None = _setting(
         None, "Further reward functions, dotted import paths, as in `trl grpo`."
     )
-    compare_with: list[str] | None = _setting(None, "Credit methods to train from the same start, beside `credit`.")
+    compare_with: list[str] | None = _setting(
+        None, "Credit methods to train from the same start, beside `credit`; none = alone."
+    )
     on_existing: str = _setting("error", "A run directory that is in use: error, resume or overwrite.")
     max_train_rows: int | None = _setting(None, "Use at most this many training rows.")
     eval_problems: int = _setting(100, "Held-out problems of the evaluation before and after; 0 = none.")

@@ -8,9 +8,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +23,7 @@ from scgrpo.cli.setup import Problem, load_problem, make_task, resolve_model
 from scgrpo.evaluation import EvalResult, evaluate
 from scgrpo.integrations.trl import SCGRPOTrainer
 from scgrpo.integrations.trl.recorder import RunRecorder
-from scgrpo.runs import RunDirectory
+from scgrpo.runs import OnExists, RunDirectory
 
 
 def train_command(argv: Sequence[str]) -> int:
@@ -33,7 +35,7 @@ def train_command(argv: Sequence[str]) -> int:
     if parsed.run.dry_run:
         return dry_run(parsed, console)
     _quiet_libraries()
-    if parsed.run.note:
+    if parsed.run.note and PartialState().is_main_process:
         console.print(f"note: {parsed.run.note}", markup=False)
     task = make_task(parsed)
     try:
@@ -47,13 +49,16 @@ def train_command(argv: Sequence[str]) -> int:
 def _train_all(argv: Sequence[str], parsed: Parsed, problem: Problem, console: Console) -> int:
     """The configured method, then those to compare with, each from the same start."""
     main = _run_path(parsed)
-    methods = [parsed.trainer.credit, *(parsed.run.compare_with or [])]
+    compare_with = [method for method in parsed.run.compare_with or [] if method != "none"]
+    methods = list(dict.fromkeys([parsed.trainer.credit, *compare_with]))
     paths = [main, *(main.with_name(f"{main.name}-{method}") for method in methods[1:])]
-    results = {}
+    results: dict[str, list[EvalResult]] = {}
     for method, path in zip(methods, paths, strict=True):
         others = [other.name for other in paths if other != path]
         variant = parsed if method == parsed.trainer.credit else parse_train([*argv, "--credit", method])
         results[method] = Run(variant, problem, path, beside=[f"../{name}" for name in others]).train(console)
+    if not PartialState().is_main_process:
+        return 0
     if any(results.values()):
         console.print(_table(results))
     from scgrpo.report import write_report
@@ -77,14 +82,23 @@ class Run:
         """Evaluate, train, evaluate; everything lands in the run directory. Returns the evaluations."""
         settings, args = self.parsed.run, self.parsed.trainer
         resume = args.resume_from_checkpoint
-        run = RunDirectory.create(self.path, on_exists="resume" if resume else settings.on_existing)  # type: ignore[arg-type]
+        # One process writes; the others only need to know where.
+        if PartialState().is_main_process:
+            run = RunDirectory.create(
+                self.path, on_exists="resume" if resume else cast(OnExists, settings.on_existing)
+            )
+        else:
+            run = RunDirectory(self.path)
+        PartialState().wait_for_everyone()
         args.output_dir = str(run.checkpoints_dir)
+        resume = _checkpoint(run, resume) if resume else None
         trainer = self._trainer(run)
-        if resume is not None:
-            resume = _checkpoint(run, resume)
-            run.truncate_after(int(Path(resume).name.rsplit("-", 1)[1]))
-        run.write_config(self._resolved())
-        run.write_provenance(command=["scgrpo", *sys.argv[1:]], seeds={"seed": args.seed, "evaluation": args.seed})
+        if PartialState().is_main_process:
+            if resume:
+                run.truncate_after(int(Path(resume).name.rsplit("-", 1)[1]))
+            run.write_config(self._resolved())
+            seeds = {"seed": args.seed, "evaluation": args.seed}
+            run.write_provenance(command=["scgrpo", *sys.argv[1:]], seeds=seeds)
 
         held_out = _HeldOut(self, run, trainer, console)
         evaluations = [] if resume else held_out.at(0, "before")
@@ -96,7 +110,7 @@ class Run:
         finally:
             display.close()
         evaluations += held_out.at(trainer.state.global_step, "after")
-        trainer.save_model(str(run.path / "model"))
+        trainer.save_model(str(run.model_dir))
         return evaluations
 
     def _trainer(self, run: RunDirectory) -> SCGRPOTrainer:
@@ -192,7 +206,9 @@ def _run_path(parsed: Parsed) -> Path:
     given = parsed.trainer.output_dir
     if given and given != "trainer_output":  # TRL's name for "not given"
         return Path(given)
-    return Path("runs") / f"{parsed.recipe.replace(' ', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # All processes must agree on the second.
+    stamp = broadcast_object_list([time.strftime("%Y%m%d-%H%M%S")])[0]
+    return Path("runs") / f"{parsed.recipe.replace(' ', '-')}-{stamp}"
 
 
 def _checkpoint(run: RunDirectory, wanted: str | bool) -> str:

@@ -1,0 +1,170 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scgrpo.cli.arguments import find_recipe, parse_train, recipe_names
+from scgrpo.cli.main import main
+from scgrpo.errors import ConfigError
+
+FAST = ["--max_steps", "2", "--eval_problems", "4", "--eval_k", "2", "--eval_every", "0", "--max_train_rows", "64"]
+SMALL = ["--per_device_train_batch_size", "16", "--num_generations", "4", "--rollouts_every", "1"]
+GSM8K = Path(__file__).resolve().parents[1] / "fixtures" / "gsm8k"
+
+
+def train(out: Path, *extra: str, config: str = "reach") -> int:
+    return main(["train", "--config", config, "--output_dir", str(out), *FAST, *SMALL, *extra])
+
+
+def test_train_writes_a_run_with_a_baseline_beside_it_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train(tmp_path / "run") == 0
+    shown = capsys.readouterr().out
+    assert "Avg@2 before" in shown
+    assert "sc_grpo" in shown
+    assert "uniform" in shown
+    assert str(tmp_path / "run") in shown
+    for folder, credit in ((tmp_path / "run", "sc_grpo"), (tmp_path / "run-uniform", "uniform")):
+        config = json.loads((folder / "config.resolved.json").read_text())
+        assert config["train"]["credit"] == credit
+        labels = [json.loads(line)["label"] for line in (folder / "evals.jsonl").read_text().splitlines()]
+        assert labels == ["before", "after"]
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps == [1, 2]
+        assert (folder / "model" / "model.safetensors").exists()
+        assert (folder / "report.html").stat().st_size > 10_000
+    evals = [json.loads((tmp_path / name / "evals.jsonl").read_text().splitlines()[0]) for name in ("run", "run-uniform")]
+    assert evals[0]["avg_at_k"] == evals[1]["avg_at_k"], "both start from the same model and samples"
+
+
+def test_recorded_rollouts_carry_their_credit(tmp_path: Path) -> None:
+    from scgrpo.runs import RunDirectory
+
+    assert train(tmp_path / "run", "--compare_with", "uniform") == 0
+    run = RunDirectory.open(tmp_path / "run")
+    rows = [row for step in run.rollout_steps() for row in run.rollouts(step)]
+    assert rows
+    scored = [row for row in rows if row.token_kl is not None]
+    assert scored, "with this seed some rollouts are re-scored"
+    for row in scored:
+        assert row.demonstration_text in row.teacher_prompt
+        assert all(0 <= weight < 1 for weight in row.credit_weights)
+        assert row.demonstration != row.rollout
+    uniform = RunDirectory.open(tmp_path / "run-uniform")
+    assert all(set(row.credit_weights) <= {1.0} for step in uniform.rollout_steps() for row in uniform.rollouts(step))
+
+
+def test_a_run_directory_in_use_is_refused_with_a_way_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    assert train(tmp_path / "run") == 2
+    assert "overwrite" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_resume_continues_where_the_checkpoint_stopped(tmp_path: Path) -> None:
+    options = ["--save_strategy", "steps", "--save_steps", "1", "--compare_with", "uniform"]
+    assert train(tmp_path / "whole", *options, "--max_steps", "3") == 0
+    assert train(tmp_path / "parts", *options, "--max_steps", "3") == 0
+    for name in ("checkpoint-2", "checkpoint-3"):
+        for run in ("parts", "parts-uniform"):
+            shutil.rmtree(tmp_path / run / "checkpoints" / name)
+    assert train(tmp_path / "parts", *options, "--max_steps", "3", "--resume_from_checkpoint", "last") == 0
+    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    steps = [json.loads(x)["step"] for x in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_eval_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "eval.json"
+    common = ["--model", "tiny", "--task", "reach", "--k", "4", "--problems", "10", "--temperature", "1"]
+    assert main(["eval", *common, "--top_p", "1", "--max_new_tokens", "20", "--json", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "Avg@4" in shown
+    assert "Pass@4" in shown
+    record = json.loads(out.read_text())
+    assert len(record["per_problem"]) == 10
+    assert record["avg_at_k"]["low"] <= record["avg_at_k"]["value"] <= record["avg_at_k"]["high"]
+
+
+def test_gsm8k_rows_go_through_the_whole_trainer(tmp_path: Path) -> None:
+    data = next(GSM8K.glob("*.jsonl"))
+    arguments = ["train", "--config", "gsm8k-smoke", "--dataset_name", str(data), "--output_dir", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    record = json.loads((tmp_path / "run" / "evals.jsonl").read_text().splitlines()[-1])
+    assert record["task"] == "gsm8k"
+    assert record["avg_at_k"]["value"] == 0.0
+    assert record["error_frac"] == 0.0
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_passes_a_dry_run(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", recipe, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "teacher prompt, verified demonstration" in shown
+    assert "ok  right answer" in shown
+    assert "ok  wrong answer" in shown
+    assert "BAD" not in shown
+    assert list(tmp_path.iterdir()) == [], "a dry run touches nothing"
+    if "qwen3" in recipe:
+        assert "has not been run yet" in shown
+
+
+def test_dry_run_counts_tokens_of_both_prompts(capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", "--config", "reach", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "student prompt (" in shown
+    assert "tokens)" in shown
+    assert "verified " in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config", "reech"], "Did you mean 'reach'"),
+        (["--config", "reach", "--credit_quantil", "0.5"], "did you mean credit_quantile"),
+        (["--config", "reach", "--credit", "sc_gpro"], "Did you mean 'sc_grpo'"),
+        (["--config", "reach", "--loss_type", "luspo"], "cannot carry credit per token"),
+        (["--config"], "needs a recipe"),
+    ],
+)
+def test_mistakes_are_named_with_their_remedy(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["train", *arguments]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_unknown_keys_of_a_recipe_are_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("task: reach\nlearning_rat: 0.1\n")
+    with pytest.raises(ConfigError, match="learning_rate"):
+        parse_train(["--config", str(recipe)])
+
+
+def test_recipes_are_found_by_name_path_or_file() -> None:
+    assert find_recipe("reach") == find_recipe("recipes/reach.yaml")
+    assert find_recipe(str(find_recipe("reach"))) == find_recipe("reach")
+
+
+def test_flags_override_the_recipe() -> None:
+    parsed = parse_train(["--config", "reach", "--learning_rate", "1e-5", "--credit_floor", "0.01"])
+    assert parsed.trainer.learning_rate == 1e-5
+    assert parsed.trainer.credit_floor == 0.01
+    assert parsed.trainer.max_steps == 100
+
+
+def test_usage_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert main(["trian"]) == 2
+    assert "unknown command" in capsys.readouterr().err
