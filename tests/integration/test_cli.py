@@ -21,7 +21,9 @@ def train(out: Path, *extra: str, config: str = "reach") -> int:
     return main(["train", "--config", config, "--output_dir", str(out), *FAST, *SMALL, *extra])
 
 
-def test_train_writes_a_run_with_a_baseline_beside_it_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_train_writes_a_run_with_a_baseline_beside_it_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert train(tmp_path / "run") == 0
     shown = capsys.readouterr().out
     assert "Avg@2 before" in shown
@@ -37,7 +39,9 @@ def test_train_writes_a_run_with_a_baseline_beside_it_and_reports(tmp_path: Path
         assert steps == [1, 2]
         assert (folder / "model" / "model.safetensors").exists()
         assert (folder / "report.html").stat().st_size > 10_000
-    evals = [json.loads((tmp_path / name / "evals.jsonl").read_text().splitlines()[0]) for name in ("run", "run-uniform")]
+    evals = [
+        json.loads((tmp_path / name / "evals.jsonl").read_text().splitlines()[0]) for name in ("run", "run-uniform")
+    ]
     assert evals[0]["avg_at_k"] == evals[1]["avg_at_k"], "both start from the same model and samples"
 
 
@@ -94,7 +98,15 @@ def test_eval_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_gsm8k_rows_go_through_the_whole_trainer(tmp_path: Path) -> None:
     data = next(GSM8K.glob("*.jsonl"))
-    arguments = ["train", "--config", "gsm8k-smoke", "--dataset_name", str(data), "--output_dir", str(tmp_path / "run")]
+    arguments = [
+        "train",
+        "--config",
+        "gsm8k-smoke",
+        "--dataset_name",
+        str(data),
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     assert main(arguments) == 0
     record = json.loads((tmp_path / "run" / "evals.jsonl").read_text().splitlines()[-1])
     assert record["task"] == "gsm8k"

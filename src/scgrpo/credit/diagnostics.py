@@ -29,7 +29,7 @@ def credit_metrics(
 ) -> dict[str, float]:
     """Metrics of one generation batch. Those over active tokens are left out when there are none.
 
-    token_kl_p*, token_kl_max, threshold: nats (threshold: mean over scopes with active tokens).
+    token_kl_p*, token_kl_max, threshold: nats (threshold: mean over rollouts with active tokens).
     weight_mean[_solved|_failed]: mean credit weight of active tokens.
     effective_token_frac: `(sum w)^2 / (N sum w^2)`, the share of the N active tokens that carry the credit;
         1 = spread evenly.
@@ -37,13 +37,13 @@ def credit_metrics(
     metrics = route_metrics(groups, route) | {"demonstration_frac": len(plan) / max(1, len(groups.group))}
     if not bool(active.any()):
         return metrics
-    d, w = token_kl[active], weights[active].double()
+    d, w = token_kl[active], weights[active]
     metrics |= {f"token_kl_p{p}": linear_quantile(d, p / 100).item() for p in _PERCENTILES}
     metrics |= {
         "token_kl_max": d.max().item(),
         "threshold": threshold[active.any(dim=1)].mean().item(),
         "weight_mean": w.mean().item(),
-        "effective_token_frac": (w.sum() ** 2 / (w.square().sum() * w.numel()).clamp(min=1e-300)).item(),
+        "effective_token_frac": (w.mean().square() / w.square().mean().clamp(min=1e-30)).item(),
     }
     for name, rows in (("solved", groups.solved), ("failed", ~groups.solved)):
         of_rows = active & rows[:, None]

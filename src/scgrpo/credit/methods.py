@@ -178,6 +178,24 @@ def create_credit_method(name: str, options: Mapping[str, Any]) -> CreditMethod:
     return cls(**{key: value for key, value in options.items() if key in accepted})
 
 
+def of_rollouts(what: str, values: Float[Tensor, "p w"], groups: Groups, plan: Plan) -> Float[Tensor, "b t"]:
+    """Evidence of pairs (P, T), detached, as rows of their rollouts (B, T); 0 for rollouts without a pair.
+
+    Raises:
+        ShapeError: it is not one row of T values per pair of the plan.
+        NonFiniteError: NaN or infinity; names the rollout's row and the position.
+    """
+    rows = torch.zeros_like(groups.mask, dtype=values.dtype)
+    if values.shape != (len(plan), rows.shape[1]):
+        raise ShapeError(
+            f"{what} of shape {tuple(values.shape)} for {len(plan)} pairs of {rows.shape[1]} tokens.",
+            "The host returns one row of evidence per pair, padded like the mask.",
+        )
+    rows[plan.rollout] = values.detach()
+    check_finite(what, rows)
+    return rows
+
+
 def check_finite(what: str, values: Float[Tensor, "*shape"]) -> None:
     """Raise NonFiniteError naming the first offending row (and position) unless every value is finite."""
     bad = ~torch.isfinite(values)

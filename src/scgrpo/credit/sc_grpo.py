@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scgrpo.credit.diagnostics import credit_metrics
-from scgrpo.credit.methods import Credit, Evidence, Groups, Plan, check_finite, register_credit_method
+from scgrpo.credit.methods import Credit, Evidence, Groups, Plan, of_rollouts, register_credit_method
 from scgrpo.credit.routing import Route, choose_demonstrations, group_members, route_groups
 from scgrpo.credit.weighting import Normalize, WeightSign, saturating_weight, shape_weights, thresholds
 from scgrpo.errors import ConfigError
@@ -50,10 +50,8 @@ class SCGRPO:
         return choose_demonstrations(groups, self.route(groups), rng)
 
     def assign(self, groups: Groups, plan: Plan, evidence: Evidence) -> Credit:
-        check_finite("token_kl", evidence.token_kl)
         route = self.route(groups)
-        token_kl = torch.zeros_like(groups.mask, dtype=evidence.token_kl.dtype)
-        token_kl[plan.rollout] = evidence.token_kl
+        token_kl = of_rollouts("token_kl", evidence.token_kl, groups, plan)
         scored = torch.zeros_like(groups.solved)
         scored[plan.rollout] = True
         active = groups.mask & scored[:, None]
@@ -75,7 +73,8 @@ class SCGRPO:
         for rows, shown in unsolved_pairs(groups, plan):
             length = torch.minimum(groups.lengths[rows], groups.lengths[shown])
             early = groups.mask[rows] & (torch.arange(f.shape[1], device=f.device) < length[:, None])
-            score = (f[rows] * early).sum(1) / early.sum(1).clamp(min=1)
+            # In float64, as 1 / (std + 1e-6) magnifies rounding; on the CPU, as not every accelerator has float64.
+            score = (f[rows] * early).cpu().double().sum(1) / early.sum(1).clamp(min=1).cpu()
             if len(rows) > 1:  # a single score departs from nothing: 0
                 advantages[rows] = self.alpha * ((score - score.mean()) / (score.std() + 1e-6)).to(advantages)
         return advantages

@@ -62,8 +62,8 @@ def shape_weights(
 
     With f_bar the mean of f over the active tokens of the scope:
         where `applied` is False, the rollout's weight is f_bar;
-        `mix` m < 1:               w = m * f + (1 - m) * f_bar        (the mean stays f_bar);
-        `normalize="mean_one"`:    w / f_bar                          (the mean becomes 1).
+        `mix` m < 1:               w = m * f + (1 - m) * f_bar;
+        `normalize="mean_one"`:    w / mean of w over the active tokens of the scope.
     """
     if bool(applied.all()) and mix == 1 and normalize == "none":
         return f
@@ -74,8 +74,9 @@ def shape_weights(
             continue
         mean = values.mean()
         shaped = torch.where(applied[members, None], torch.lerp(mean, f[members], mix), mean)
+        new_mean = shaped[active[members]].mean()
         # A scope in which every D is 0 has no weight to normalise: it stays 0, the method's own answer.
-        weights[members] = shaped / mean if normalize == "mean_one" and mean > 0 else shaped
+        weights[members] = shaped / new_mean if normalize == "mean_one" and new_mean > 0 else shaped
     return weights
 
 

@@ -132,10 +132,11 @@ class DemonstrationFormatter:
     special_tokens: tuple[str, ...] = ()
 
     def __call__(self, completion: str | Messages) -> Demonstration:
-        text, thinking_dropped = drop_thinking(transcript(completion))
+        completion, thinking_dropped = without_thinking(completion)
+        text = transcript(completion)
         for token in self.special_tokens:
-            # A space inside is enough: the tokenizer then reads ordinary text.
-            text = text.replace(token, f"{token[:1]} {token[1:]}")
+            # A space inside is enough: the tokenizer then reads ordinary text. One character has no inside.
+            text = text.replace(token, f"{token[:1]} {token[1:]}" if len(token) > 1 else "")
         ids = self.encode(text)
         truncated = len(ids) > self.max_tokens
         if truncated:
@@ -143,7 +144,7 @@ class DemonstrationFormatter:
         return Demonstration(text=text, truncated=truncated, thinking_dropped=thinking_dropped)
 
 
-_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)|\A.*?</think>", re.DOTALL)
+_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)|\A(?:(?!<think>).)*?</think>", re.DOTALL)
 
 
 def drop_thinking(text: str) -> tuple[str, bool]:
@@ -154,6 +155,20 @@ def drop_thinking(text: str) -> tuple[str, bool]:
     """
     kept = _THINKING.sub("", text)
     return (kept.strip(), True) if kept != text else (text, False)
+
+
+def without_thinking(completion: str | Messages) -> tuple[str | Messages, bool]:
+    """A completion without its `<think>` parts, and whether there were any: each assistant turn for itself, so that
+    a part left open in one turn does not swallow the next."""
+    if isinstance(completion, str):
+        return drop_thinking(completion)
+    kept, dropped = [], False
+    for message in completion:
+        if message.get("role", "assistant") == "assistant":
+            text, had_any = drop_thinking(_content_text(message.get("content")))
+            message, dropped = {**message, "content": text}, dropped or had_any
+        kept.append(message)
+    return kept, dropped
 
 
 def transcript(completion: str | Messages) -> str:

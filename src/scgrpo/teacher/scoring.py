@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from scgrpo.credit import Evidence, OutputHead, TokenEvidence, token_evidence
-from scgrpo.errors import NonFiniteError, ShapeError
+from scgrpo.errors import ConfigError, NonFiniteError, ShapeError
 
 # Runs a function of no arguments inside the training wrapper's forward, so that sharded parameters are gathered.
 Redirect = Callable[[Callable[[], Any]], Any]
@@ -52,6 +52,13 @@ class Pairs:
             raise ShapeError(
                 f"{rows} completions, but {counts} student prompts, teacher prompts, lengths and mask rows.",
                 "Give one of each per pair.",
+            )
+        prompts = [*self.student_prompts, *self.teacher_prompts]
+        if not all(len(prompt) for prompt in prompts):
+            pair = [len(prompt) for prompt in prompts].index(0) % rows
+            raise ShapeError(
+                f"A prompt of pair {pair} has no tokens, so nothing predicts the first completion token.",
+                "Give every prompt at least one token, for example the beginning-of-sequence token.",
             )
 
     def select(self, rows: Sequence[int]) -> Pairs:
@@ -174,9 +181,17 @@ def output_head(model: nn.Module, temperature: float) -> OutputHead:
     """Output head of a causal LM: weights, bias, and the logit scale and soft-cap its configuration names.
 
     Sharded weights (DTensor) are gathered; call it where the wrapper's forward would.
+
+    Raises:
+        ConfigError: the head carries a LoRA adapter, which its weight alone does not show.
     """
     causal_lm = base_causal_lm(model)
     layer, config = causal_lm.get_output_embeddings(), causal_lm.config.get_text_config()
+    if hasattr(layer, "base_layer"):
+        raise ConfigError(
+            "The output head carries a PEFT adapter; its logits are more than its weight times the hidden state.",
+            "Leave the head out of LoraConfig.target_modules, or train it whole with modules_to_save.",
+        )
     return OutputHead(
         weight=_whole(layer.weight),
         bias=None if getattr(layer, "bias", None) is None else _whole(layer.bias),

@@ -73,8 +73,9 @@ class TeacherWeights:
         Raises:
             ConfigError: it belongs to another model or another kind of teacher.
         """
-        if state.keys() != self._kept.keys():
-            odd = sorted(state.keys() ^ self._kept.keys())[:3]
+        shapes = [{name: tuple(tensor.shape) for name, tensor in kept.items()} for kept in (state, self._kept)]
+        if shapes[0] != shapes[1]:
+            odd = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})[:3]
             raise ConfigError(
                 f"The checkpoint's teacher weights do not fit this model (for example {', '.join(odd)}).",
                 "Resume with the same teacher_weights, model and PEFT settings as before.",

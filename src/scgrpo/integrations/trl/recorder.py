@@ -21,7 +21,7 @@ class RunRecorder(TrainerCallback):
     Args:
         run: where to write.
         tokenizer: shows tokens as text.
-        every: optimizer steps between recorded generation batches; 0 records none.
+        every: optimizer steps between recorded generation batches, and the last step's; 0 records none.
         num_groups: groups per recorded batch, those with weights first.
         verdicts: the verdicts of the rollouts graded last, if the verifier keeps them.
     """
@@ -40,6 +40,10 @@ class RunRecorder(TrainerCallback):
         self._special = set(tokenizer.all_special_ids)
         self._start = time.monotonic()
         self._last_recorded = -1
+        self._final_step = -1
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._final_step = state.max_steps - 1
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
@@ -48,8 +52,8 @@ class RunRecorder(TrainerCallback):
 
     def record(self, batch: ScoredBatch) -> None:
         """Keep a few whole groups of this batch, on the first process (`batch.first` = 0)."""
-        due = self.every and batch.step % self.every == 0 and batch.step != self._last_recorded
-        if not due or batch.first != 0:
+        due = self.every and (batch.step % self.every == 0 or batch.step == self._final_step)
+        if not due or batch.step == self._last_recorded or batch.first != 0:
             return
         self._last_recorded = batch.step
         chosen = self._chosen_groups(batch)

@@ -1,0 +1,112 @@
+"""Final answers of completions, and the comparisons that need no algebra. Pure text, nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+TAIL_CHARS = 500
+_MAX_BOXES = 6  # as many as the algebraic comparison joins into one answer
+_BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+_LAYOUT = re.compile(r"[\s$.]|\\[()\[\]]")
+_ANSWER_LINE = re.compile(r"answer\s*:[ \t]*([^\n]+)", re.IGNORECASE)
+_INTEGER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)")
+
+
+class FinalAnswer(NamedTuple):
+    """The part of a completion that is graded.
+
+    Attributes:
+        text: what the algebraic comparison reads: the last box (all of `a, b and c` if boxes are joined like that),
+            or the last characters of a completion without a box.
+        short: the bare answer where one is marked: the content of the last box, or of an `Answer:` line.
+    """
+
+    text: str
+    short: str | None
+
+
+class _Box(NamedTuple):
+    start: int
+    end: int
+    content: str
+
+
+def final_answer(completion: str) -> FinalAnswer:
+    """The answer a completion ends with. What stands before a closing `</think>` is not looked at."""
+    text = completion.rpartition("</think>")[2]
+    boxes = _joined_boxes(text)
+    if len(boxes) == 1:
+        return FinalAnswer(f"\\boxed{{{boxes[0]}}}", boxes[0])
+    if boxes:  # "540 or 541" is one answer of two parts, not the last of them
+        return FinalAnswer(" and ".join(f"$\\boxed{{{box}}}$" for box in boxes), None)
+    tail = text[-TAIL_CHARS:]
+    marked = _ANSWER_LINE.findall(tail)
+    return FinalAnswer(tail, marked[-1] if marked else None)
+
+
+def clean_gold(value: object) -> str:
+    r"""The reference answer in a data set's column: what follows `####` (GSM8K) or stands in the last `\boxed{}`
+    (MATH), else the value itself; integers without commas, whole floats without `.0`."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value)
+    boxes = [] if "####" in text else _boxes(text)
+    text = boxes[-1].content if boxes else text.rpartition("####")[2].strip()
+    return _integer(text) or text
+
+
+def quick_score(answer: str, gold: str) -> float | None:
+    """1.0 for equal strings or integers (thousands commas, leading zeros and currency signs aside), 0.0 for unequal
+    integers or an empty answer, None where algebra has to decide."""
+    plain, plain_gold = _plain(answer), _plain(gold)
+    if not plain:
+        return 0.0
+    if plain == plain_gold:
+        return 1.0
+    number, gold_number = _integer(plain), _integer(plain_gold)
+    if number is None or gold_number is None:
+        return None
+    return float(number == gold_number)
+
+
+def _plain(text: str) -> str:
+    text = text.replace("{,}", ",").replace("\\!", "").replace("\\$", "").replace("\u2212", "-")
+    return text.strip(" \t\n$*").removesuffix(".").rstrip()
+
+
+def _integer(text: str) -> str | None:
+    """Canonical digits of an integer, compared as text: int() refuses very long ones."""
+    match = _INTEGER.fullmatch(text)
+    if match is None:
+        return None
+    digits = match[2].replace(",", "").lstrip("0") or "0"
+    return f"-{digits}" if match[1] == "-" and digits != "0" else digits
+
+
+def _joined_boxes(text: str) -> list[str]:
+    """Contents of the last box and of those before it that are joined to it by a comma, `and` or `or`."""
+    boxes = _boxes(text)
+    first = len(boxes) - 1
+    while first > 0 and len(boxes) - first < _MAX_BOXES:
+        gap = _LAYOUT.sub("", text[boxes[first - 1].end : boxes[first].start])
+        if gap not in (",", "and", "or", ",and", ",or"):
+            break
+        first -= 1
+    return [box.content for box in boxes[max(first, 0) :]]
+
+
+def _boxes(text: str) -> list[_Box]:
+    """Complete boxes by position, in one pass: hostile nesting must not cost the parent process more."""
+    boxes: list[_Box] = []
+    opened: list[tuple[bool, int, int]] = []
+    for token in _BRACES.finditer(text):
+        if token[0].startswith("\\boxed"):
+            opened.append((True, token.start(), token.end()))
+        elif token[0] == "{":
+            opened.append((False, 0, 0))
+        elif token[0] == "}" and opened:
+            is_box, start, content = opened.pop()
+            if is_box:
+                boxes.append(_Box(start, token.end(), text[content : token.start()].strip()))
+    return sorted(boxes)

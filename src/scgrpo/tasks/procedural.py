@@ -1,0 +1,104 @@
+"""Tasks whose problems are enumerated, not downloaded: a stable split, rows in a fixed order, a grading loop."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scgrpo.errors import ConfigError, DataError, ShapeError
+from scgrpo.tasks.base import Row, Split, Task, Verdict
+
+# What identifies a problem; two rows with the same key are the same problem.
+Problem = tuple[int, ...]
+
+
+class ProceduralTask(Task):
+    """A task over a finite list of problems with several correct solutions each.
+
+    A quarter of the problems is held out, by a hash of the problem itself: no problem is in both splits, and the
+    split depends on no seed. `rows("train", n)` repeats the problems in a new order as often as `n` asks for;
+    `rows("eval")` has each held-out problem at most once, `num_eval_rows` of them unless a limit asks for more.
+
+    Attributes:
+        max_completion_length: tokens to sample. Longer than the longest correct completion and its end token, so a
+            completion that was cut off is too long to be correct.
+        num_eval_rows: default size of the eval split.
+    """
+
+    template = "tiny"
+    max_completion_length: int
+    num_eval_rows = 200
+
+    @abstractmethod
+    def problems(self) -> list[Problem]:
+        """All problems, each once, in a fixed order."""
+
+    @abstractmethod
+    def row(self, problem: Problem) -> Row:
+        """The row of one problem."""
+
+    @abstractmethod
+    def is_correct(self, completion: str, row: Mapping[str, Any]) -> bool:
+        """Whether the completion, word by word, is a correct solution."""
+
+    @abstractmethod
+    def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        """A well-formed solution made without looking at the target: usually wrong."""
+
+    @abstractmethod
+    def solution(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        """One of the correct solutions, drawn at random."""
+
+    def rows(self, split: Split, limit: int | None = None) -> list[Row]:
+        """Rows of a split, the same at every call.
+
+        Raises:
+            ConfigError: unknown split, negative limit.
+        """
+        if split not in ("train", "eval"):
+            raise ConfigError(f"Unknown split {split!r}.", "Use 'train' or 'eval'.")
+        if limit is not None and limit < 0:
+            raise ConfigError(f"limit is {limit}.", "Use a limit of at least 0, or None.")
+        problems = [problem for problem in self.problems() if self.held_out(problem) == (split == "eval")]
+        rng = random.Random(f"{self.name} {split}")
+        if split == "eval":
+            chosen = rng.sample(problems, len(problems))[: self.num_eval_rows if limit is None else limit]
+        else:
+            num_rows = len(problems) if limit is None else limit
+            chosen = []
+            while len(chosen) < num_rows:
+                chosen += rng.sample(problems, len(problems))
+            chosen = chosen[:num_rows]
+        return [self.row(problem) for problem in chosen]
+
+    def held_out(self, problem: Problem) -> bool:
+        """Whether the problem belongs to the eval split."""
+        key = " ".join([self.name, *map(str, problem)])
+        return hashlib.sha256(key.encode()).digest()[0] % 4 == 0
+
+    def verify(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """1 for a correct completion, 0 for any other.
+
+        Raises:
+            ShapeError: different numbers of completions and rows.
+            DataError: a row lacks a column the verifier needs.
+        """
+        if len(completions) != len(rows):
+            raise ShapeError(f"{len(completions)} completions for {len(rows)} rows.", "Give one row per completion.")
+        verdicts = []
+        for index, (completion, row) in enumerate(zip(completions, rows, strict=True)):
+            try:
+                verdicts.append(Verdict(float(self.is_correct(completion, row))))
+            except KeyError as error:
+                raise DataError(
+                    f"Row {index} has no column {error}.", f"Take rows from the task {self.name!r} itself."
+                ) from error
+        return verdicts
+
+
+def user_prompt(text: str) -> list[dict[str, str]]:
+    """A conversation of one user message."""
+    return [{"role": "user", "content": text}]
