@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,14 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def run_blocks(name: str, blocks: list[str]) -> dict[str, Any]:
+    """Execute snippets one after another as a module of their own (dataclasses look their module up)."""
+    module = sys.modules[name] = types.ModuleType(name)
+    for block in blocks:
+        exec(compile(block, name, "exec"), module.__dict__)
+    return module.__dict__
 
 
 def test_readme_quotes_the_method_as_it_is() -> None:
@@ -60,18 +70,13 @@ def test_readme_python_use_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert old in code
         code = code.replace(old, new)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    scope: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), scope)
-    assert scope["args"].credit == "sc_grpo"
+    assert run_blocks("docs_readme", [code])["args"].credit == "sc_grpo"
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
 def test_documentation_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = python_blocks(page.read_text())
-    scope: dict[str, Any] = {"__name__": f"docs_{page.stem}"}
-    for block in blocks:
-        exec(compile(block, page.name, "exec"), scope)
+    run_blocks(f"docs_{page.stem}", python_blocks(page.read_text()))
 
 
 def test_the_documented_credit_method_permutes_weights_within_rollouts() -> None:
@@ -80,8 +85,7 @@ def test_the_documented_credit_method_permutes_weights_within_rollouts() -> None
     from scgrpo.credit import Evidence, Groups, Plan, create_credit_method, credit_method_names
 
     if "permuted" not in credit_method_names():
-        block = python_blocks((ROOT / "docs/credit_methods.md").read_text())[0]
-        exec(compile(block, "credit_methods.md", "exec"), {"__name__": "docs_credit_methods"})
+        run_blocks("docs_credit_methods", python_blocks((ROOT / "docs/credit_methods.md").read_text()))
     groups = Groups(
         group=torch.zeros(3, dtype=torch.long),
         solved=torch.tensor([True, True, False]),

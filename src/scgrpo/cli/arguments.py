@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from trl import ModelConfig, ScriptArguments, TrlParser
 
@@ -87,6 +88,8 @@ def parse_train(argv: Sequence[str]) -> Parsed:
         ConfigError: unknown keys (with the nearest known one), impossible settings, unknown recipe.
     """
     arguments = ["--dry_run" if a == "--dry-run" else a for a in argv]
+    if "--dry_run" in arguments and not torch.accelerator.is_available():
+        arguments += ["--use_cpu", "true"]  # a recipe for GPUs can be looked at anywhere
     recipe = "command line"
     if "--config" in arguments:
         index = arguments.index("--config") + 1

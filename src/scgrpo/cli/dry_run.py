@@ -7,11 +7,13 @@ import math
 from typing import Any
 
 from rich.console import Console
+from trl import ModelConfig
 
-from scgrpo.cli.arguments import DATACLASSES, Parsed
+from scgrpo.cli.arguments import Parsed, RunArguments
 from scgrpo.cli.setup import make_task, resolve_model
-from scgrpo.errors import DataError, ScgrpoError
-from scgrpo.tasks.base import Task, Verdict
+from scgrpo.errors import DataError
+from scgrpo.integrations.trl import SCGRPOConfig
+from scgrpo.tasks.base import Row, Task, Verdict
 from scgrpo.teacher.prompts import Prompt, get_template, teacher_prompt
 
 
@@ -23,7 +25,8 @@ def dry_run(parsed: Parsed, console: Console) -> int:
     """
     console.rule(f"settings of {parsed.recipe} that differ from their defaults")
     for key, value in changed_settings(parsed).items():
-        console.print(f"{key}: {value!r}", markup=False)
+        console.print(f"{key}: {value!r}", markup=False, soft_wrap=True)
+    console.print("(a run writes all of them to config.resolved.json)", markup=False)
     if parsed.run.note:
         console.print(f"\nnote: {parsed.run.note}", markup=False)
     console.print(f"\n{_rollout_plan(parsed)}", markup=False)
@@ -39,13 +42,15 @@ def dry_run(parsed: Parsed, console: Console) -> int:
 
 
 def changed_settings(parsed: Parsed) -> dict[str, Any]:
-    """Settings that differ from what their dataclass would have without the recipe and flags."""
+    """Settings whose value is not what it would be without the recipe and the flags."""
+    cpu_only = {"use_cpu": True, "bf16": False} if parsed.trainer.use_cpu else {}
+    defaults = (RunArguments(), SCGRPOConfig("trainer_output", report_to="none", **cpu_only), ModelConfig())
     changed = {}
-    for cls, values in zip(DATACLASSES, (parsed.run, parsed.trainer, parsed.model), strict=True):
-        for field in dataclasses.fields(cls):
-            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-            if getattr(values, field.name) != default and field.name not in ("dry_run", "logging_dir"):
-                changed[field.name] = getattr(values, field.name)
+    for default, values in zip(defaults, (parsed.run, parsed.trainer, parsed.model), strict=True):
+        for field in dataclasses.fields(values):
+            value = getattr(values, field.name)
+            if str(getattr(default, field.name)) != str(value) and field.name not in ("dry_run", "note"):
+                changed[field.name] = getattr(value, "value", value)
     return changed
 
 
@@ -61,10 +66,12 @@ def _rollout_plan(parsed: Parsed) -> str:
 
 
 def _show_prompts(parsed: Parsed, task: Task, console: Console) -> None:
-    row, demonstration = _example(task, console)
+    canned, first = task.canned(), _first_row(task, console)
+    row, demonstration = canned.row, canned.right[0]
     template = get_template(parsed.trainer.teacher_template)
     prompts: dict[str, Prompt] = {
-        "student prompt": row["prompt"],
+        **({} if first is None else {"first training row": first["prompt"]}),
+        "example: student prompt": row["prompt"],
         "teacher prompt, verified demonstration": teacher_prompt(
             row["prompt"], demonstration, template, verified=True
         ),
@@ -76,21 +83,20 @@ def _show_prompts(parsed: Parsed, task: Task, console: Console) -> None:
     for title, prompt in prompts.items():
         text, size = _render(tokenizer, prompt, parsed.trainer.chat_template_kwargs or {})
         console.rule(f"{title} ({size})")
-        console.print(text, markup=False, highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _example(task: Task, console: Console) -> tuple[dict[str, Any], str]:
-    canned = task.canned()
+def _first_row(task: Task, console: Console) -> Row | None:
     try:
         rows = task.rows("train", 1)
-    except (ScgrpoError, OSError, ConnectionError) as error:
+    except (DataError, OSError) as error:
         console.print(
             f"\nThe data cannot be read here ({_first_line(error)}); showing a built-in example.", markup=False
         )
-        return canned.row, canned.right[0]
+        return None
     if not rows:
         raise DataError("The task has no training rows.", "Check its data source and filters.")
-    return canned.row, canned.right[0]
+    return rows[0]
 
 
 def _tokenizer(parsed: Parsed, console: Console) -> Any:
@@ -132,6 +138,7 @@ def _show_verdicts(task: Task, console: Console) -> int:
                 f"{mark} {'right' if wanted else 'wrong'} answer -> {verdict.status}, score {score}: {text!r}",
                 markup=False,
                 highlight=False,
+                soft_wrap=True,
             )
     return 1 if surprises else 0
 

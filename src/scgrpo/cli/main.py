@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from scgrpo.errors import ScgrpoError
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Must precede the import of torch: idle OpenMP threads that spin cost a busy machine an order of magnitude.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # transformers announces the renaming of settings that TRL still uses.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())

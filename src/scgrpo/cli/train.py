@@ -245,11 +245,9 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 def _quiet_libraries() -> None:
     import logging
-    import warnings
 
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("trl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)

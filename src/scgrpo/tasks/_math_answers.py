@@ -9,7 +9,7 @@ TAIL_CHARS = 500
 _MAX_BOXES = 6  # as many as the algebraic comparison joins into one answer
 _BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 _LAYOUT = re.compile(r"[\s$.]|\\[()\[\]]")
-_ANSWER_LINE = re.compile(r"answer\s*:[ \t]*([^\n]+)", re.IGNORECASE)
+_ANSWER_LINE = re.compile(r"(?:answer\s*:|####)[ \t]*([^\n]+)", re.IGNORECASE)  # DAPO-Math's and GSM8K's form
 _INTEGER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)")
 
 
@@ -19,7 +19,7 @@ class FinalAnswer(NamedTuple):
     Attributes:
         text: what the algebraic comparison reads: the last box (all of `a, b and c` if boxes are joined like that),
             or the last characters of a completion without a box.
-        short: the bare answer where one is marked: the content of the last box, or of an `Answer:` line.
+        short: the bare answer where one is marked: the content of the last box, or what follows `Answer:` or `####`.
     """
 
     text: str
