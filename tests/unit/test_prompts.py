@@ -68,6 +68,12 @@ def test_nothing_in_a_demonstration_is_interpreted(text: str) -> None:
     assert PLAIN.block(text, verified=False) == f"TRIED {text} END"
 
 
+def test_nor_in_the_words_of_a_template() -> None:
+    template = TeacherTemplate(verified='{"set": {x}} {demonstration}', attempt="{} {0} {demonstration}")
+    assert template.block("{d}", verified=True) == '{"set": {x}} {d}'
+    assert template.block("{d}", verified=False) == "{} {0} {d}"
+
+
 # ---- where the block goes ----
 
 

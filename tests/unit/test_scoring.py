@@ -82,9 +82,6 @@ def assert_equal(actual: Evidence, expected: Evidence, atol: float) -> None:
         torch.testing.assert_close(getattr(actual, name), getattr(expected, name), atol=atol, rtol=0, msg=name)
 
 
-# ---- hidden states ----
-
-
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_completion_hidden_equals_one_row_at_a_time(
     make_model: Callable[..., Any], dtype: torch.dtype, atol: float
@@ -205,7 +202,7 @@ def test_dropout_is_off_in_the_pass_and_every_flag_comes_back(make_model: Callab
 
 def test_flags_come_back_after_an_exception(make_model: Callable[..., Any]) -> None:
     model = make_model().train()
-    with pytest.raises(RuntimeError, match="inside, model.training=False"), evaluation_mode(model):
+    with pytest.raises(RuntimeError, match=r"inside, model\.training=False"), evaluation_mode(model):
         raise RuntimeError(f"inside, {model.training=}")
     assert all(module.training for module in model.modules())
 

@@ -41,13 +41,13 @@ def train(policy: Policy, teacher: TeacherWeights, steps: int, start: int = 0) -
         ("current", [1, 2, 3, 4, 5, 6, 7]),
         ("frozen", [0, 0, 0, 0, 0, 0, 0]),
         ("snapshot", [0, 0, 3, 3, 3, 6, 6]),
-        # 0.5 * previous + 0.5 * policy
-        ("ema", [0.5, 1.25, 2.125, 3.0625, 4.03125, 5.015625, 6.0078125]),
+        # 0.75 * previous + 0.25 * policy
+        ("ema", [0.25, 0.6875, 1.265625, 1.94921875, 2.7119140625, 3.533935546875, 4.40045166015625]),
     ],
 )
 def test_the_teacher_after_every_step(kind: Any, expected: list[float]) -> None:
     policy = Policy()
-    teacher = TeacherWeights(policy, kind, snapshot_steps=3, decay=0.5)
+    teacher = TeacherWeights(policy, kind, snapshot_steps=3, decay=0.75)
     with teacher.applied():
         assert policy.free.item() == 0
     assert train(policy, teacher, 7) == expected
@@ -84,10 +84,10 @@ def test_swapping_makes_no_copy_and_keeps_the_optimizer_valid() -> None:
 @pytest.mark.parametrize("kind", ["snapshot", "ema", "frozen"])
 def test_a_resumed_teacher_goes_on_as_before(kind: Any) -> None:
     straight = Policy()
-    expected = train(straight, TeacherWeights(straight, kind, snapshot_steps=3, decay=0.5), 7)
+    expected = train(straight, TeacherWeights(straight, kind, snapshot_steps=3, decay=0.75), 7)
 
     policy = Policy()
-    teacher = TeacherWeights(policy, kind, snapshot_steps=3, decay=0.5)
+    teacher = TeacherWeights(policy, kind, snapshot_steps=3, decay=0.75)
     first = train(policy, teacher, 4)
     saved = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     assert set(saved) == {"free"}  # trainable parameters only
@@ -95,7 +95,7 @@ def test_a_resumed_teacher_goes_on_as_before(kind: Any) -> None:
     resumed = Policy()
     with torch.no_grad():
         resumed.free.copy_(policy.free)
-    second = TeacherWeights(resumed, kind, snapshot_steps=3, decay=0.5)
+    second = TeacherWeights(resumed, kind, snapshot_steps=3, decay=0.75)
     second.load_state_dict(saved)
     assert first + train(resumed, second, 3, start=4) == expected
 

@@ -22,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top_p", type=float, default=0.95)
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=64, help="completions per generate call")
+    parser.add_argument("--chat_template_kwargs", type=json.loads, help='as JSON, e.g. {"enable_thinking": false}')
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto", help="dtype of the weights: auto, float32, bfloat16")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
@@ -67,6 +68,7 @@ def eval_command(argv: Sequence[str]) -> int:
             max_new_tokens=args.max_new_tokens,
             batch_size=args.batch_size,
             seed=args.seed,
+            chat_template_kwargs=args.chat_template_kwargs,
         )
     finally:
         task.close()

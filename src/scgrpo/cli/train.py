@@ -182,6 +182,8 @@ class _HeldOut:
                 max_new_tokens=args.max_completion_length,
                 batch_size=settings.eval_batch_rows,
                 seed=args.seed,
+                success_threshold=args.success_threshold,
+                chat_template_kwargs=args.chat_template_kwargs,
             )
             self.directory.log_eval(result.to_record(step, label))
             results.append(result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from scgrpo.evaluation.evaluate import EvalResult, evaluate
 from scgrpo.evaluation.metrics import (
     Estimate,
     ProblemResult,
@@ -12,6 +11,7 @@ from scgrpo.evaluation.metrics import (
     paired_difference,
     pass_at_k,
 )
+from scgrpo.evaluation.sampling import EvalResult, evaluate
 
 __all__ = [
     "Estimate",

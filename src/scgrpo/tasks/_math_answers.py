@@ -27,9 +27,11 @@ class FinalAnswer(NamedTuple):
 
 
 class _Box(NamedTuple):
+    """Positions in the text; the content is `text[content : end - 1]`."""
+
     start: int
+    content: int
     end: int
-    content: str
 
 
 def final_answer(completion: str) -> FinalAnswer:
@@ -52,7 +54,7 @@ def clean_gold(value: object) -> str:
         value = int(value)
     text = str(value)
     boxes = [] if "####" in text else _boxes(text)
-    text = boxes[-1].content if boxes else text.rpartition("####")[2].strip()
+    text = _content(text, boxes[-1]) if boxes else text.rpartition("####")[2].strip()
     return _integer(text) or text
 
 
@@ -72,7 +74,7 @@ def quick_score(answer: str, gold: str) -> float | None:
 
 def _plain(text: str) -> str:
     text = text.replace("{,}", ",").replace("\\!", "").replace("\\$", "").replace("\u2212", "-")
-    return text.strip(" \t\n$*").removesuffix(".").rstrip()
+    return text.strip(" \t\n$*").rstrip(" \t\n$*.")
 
 
 def _integer(text: str) -> str | None:
@@ -93,7 +95,11 @@ def _joined_boxes(text: str) -> list[str]:
         if gap not in (",", "and", "or", ",and", ",or"):
             break
         first -= 1
-    return [box.content for box in boxes[max(first, 0) :]]
+    return [_content(text, box) for box in boxes[max(first, 0) :]]
+
+
+def _content(text: str, box: _Box) -> str:
+    return text[box.content : box.end - 1].strip()
 
 
 def _boxes(text: str) -> list[_Box]:
@@ -108,5 +114,5 @@ def _boxes(text: str) -> list[_Box]:
         elif token[0] == "}" and opened:
             is_box, start, content = opened.pop()
             if is_box:
-                boxes.append(_Box(start, token.end(), text[content : token.start()].strip()))
+                boxes.append(_Box(start, content, token.end()))
     return sorted(boxes)

@@ -43,13 +43,13 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject(ReachTask(), share=0.5, skill=0.27),
+    Subject(ReachTask(), share=0.5, skill=0.38),
     Subject(CountdownTask(), share=0.5, skill=0.65),
 )
 SCHOOLING_SKILL = 0.9
 KIND_SHARES: dict[Kind, float] = {"plain": 0.56, "verified": 0.35, "attempt": 0.09}
 # How often a document with a verified demonstration repeats it.
-FOLLOW = 0.8
+FOLLOW = 0.9
 
 
 @dataclass(frozen=True)

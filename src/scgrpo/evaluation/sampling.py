@@ -293,13 +293,18 @@ def _sampling_state(model: Any, seed: int) -> Iterator[None]:
     """Evaluation mode, no gradients and a seeded random stream; all as before afterwards."""
     import torch
 
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     device: torch.device = model.device
-    devices = [device] if device.type == "cuda" else []
+    accelerators = [] if device.type == "cpu" else [device]
     model.eval()
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(accelerators, device_type=device.type if accelerators else None), torch.no_grad():
+            # Not torch.manual_seed: it seeds all devices, and only this one is restored.
+            torch.default_generator.manual_seed(seed)
+            if accelerators:
+                with torch.accelerator.device_index(device.index):
+                    torch.get_device_module(device).manual_seed(seed)
             yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
