@@ -22,7 +22,6 @@ warnings.filterwarnings("ignore")
 def make_trainer(credit: str, steps: int, seed: int = 0) -> Any:
     """An SCGRPOTrainer on the settings of the `reach` recipe."""
     from datasets import Dataset
-    from scgrpo.tasks.reward import reward_function
     from transformers import PrinterCallback, ProgressCallback
     from transformers.utils import logging
 
@@ -30,6 +29,7 @@ def make_trainer(credit: str, steps: int, seed: int = 0) -> Any:
     from scgrpo.cli.setup import resolve_model
     from scgrpo.integrations.trl import SCGRPOTrainer
     from scgrpo.tasks import get_task
+    from scgrpo.tasks.reward import reward_function
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -65,7 +65,7 @@ def test_readme_python_use_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     code = next(block for block in python_blocks(README) if "SCGRPOTrainer(" in block)
     for old, new in {
         '"Qwen/Qwen3-0.6B"': repr(str(model)),
-        "max_completion_length=64": "max_completion_length=4, max_steps=1, use_cpu=True, bf16=False, report_to='none'",
+        "max_completion_length=64": "max_completion_length=4, max_steps=1, use_cpu=True, bf16=False, report_to=[]",
     }.items():
         assert old in code
         code = code.replace(old, new)

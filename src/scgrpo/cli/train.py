@@ -169,6 +169,10 @@ class _HeldOut:
         settings, args, problem = self.run.parsed.run, self.run.parsed.trainer, self.run.problem
         if problem.task is None or not problem.eval_rows:
             return []
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            if label == "before" and self.trainer.accelerator.is_main_process:
+                self.console.print("No evaluation while weights are sharded: run `scgrpo eval` on the saved model.")
+            return []
         results = []
         if self.trainer.accelerator.is_main_process:
             result = evaluate(
