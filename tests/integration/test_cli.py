@@ -26,7 +26,10 @@ def test_train_writes_a_run_with_a_baseline_beside_it_and_reports(
 ) -> None:
     assert train(tmp_path / "run") == 0
     shown = capsys.readouterr().out
-    assert "Avg@2 before" in shown
+    assert "Avg@2" in shown
+    assert "Pass@2" in shown
+    assert "before" in shown
+    assert "after" in shown
     assert "sc_grpo" in shown
     assert "uniform" in shown
     assert str(tmp_path / "run") in shown

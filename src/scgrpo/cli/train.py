@@ -231,17 +231,17 @@ def _checkpoint(run: RunDirectory, wanted: str | bool) -> str:
 
 
 def _table(results: dict[str, list[EvalResult]]) -> Table:
+    """Two rows per method, narrow enough for 80 columns."""
     k = next(r for evaluations in results.values() for r in evaluations).k
-    table = Table(title=f"held-out problems, before and after (95 % intervals over problems, {k} samples each)")
-    for column in ("credit", f"Avg@{k} before", f"Avg@{k} after", f"Pass@{k} before", f"Pass@{k} after", "problems"):
-        table.add_column(column, justify="left" if column == "credit" else "right")
+    table = Table(title=f"held-out problems, {k} samples each, 95 % intervals over problems")
+    for column in ("credit", "", f"Avg@{k}", f"Pass@{k}", "problems"):
+        table.add_column(column, justify="right" if "@" in column else "left", no_wrap=True)
     for method, evaluations in results.items():
-        if evaluations:
-            before, after = evaluations[0], evaluations[-1]
-            estimates = (before.avg_at_k, after.avg_at_k, before.pass_at_k, after.pass_at_k)
-            table.add_row(
-                method, *(f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in estimates), str(after.num_problems)
-            )
+        ends = {"before": evaluations[0], "after": evaluations[-1]} if len(evaluations) > 1 else {}
+        for label, result in ends.items():
+            numbers = (f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for e in (result.avg_at_k, result.pass_at_k))
+            table.add_row(method if label == "before" else "", label, *numbers, str(result.num_problems))
+        table.add_section()
     return table
 
 
