@@ -43,7 +43,7 @@ def dry_run(parsed: Parsed, console: Console) -> int:
 
 def changed_settings(parsed: Parsed) -> dict[str, Any]:
     """Settings whose value is not what it would be without the recipe and the flags."""
-    cpu_only = {"use_cpu": True, "bf16": False} if parsed.trainer.use_cpu else {}
+    cpu_only: dict[str, Any] = {"use_cpu": True, "bf16": False} if parsed.trainer.use_cpu else {}
     defaults = (RunArguments(), SCGRPOConfig("trainer_output", report_to="none", **cpu_only), ModelConfig())
     changed = {}
     for default, values in zip(defaults, (parsed.run, parsed.trainer, parsed.model), strict=True):

@@ -7,6 +7,8 @@ sums are those of an online log-sum-exp. `token_evidence_reference` is the plain
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -96,8 +98,7 @@ def token_evidence(
             f"{len(tokens)} tokens and a head of {tuple(head.weight.shape)} do not fit.",
             "Score the same completion tokens in both contexts.",
         )
-    # Autocast would silently turn the projection into bf16.
-    with torch.autocast(student_hidden.device.type, enabled=False):
+    with _full_precision(student_hidden.device.type):
         parts = [
             _tile_evidence(*rows, head, words_per_tile)
             for rows in zip(
@@ -108,6 +109,18 @@ def token_evidence(
             )
         ]
     return TokenEvidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@contextmanager
+def _full_precision(device_type: str) -> Iterator[None]:
+    """Neither autocast nor TF32 may round the projection."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def _tile_evidence(

@@ -91,6 +91,14 @@ class Plan:
     demonstration: Int[Tensor, " p"]
     verified: Bool[Tensor, " p"]
 
+    def __post_init__(self) -> None:
+        if not len(self.rollout) == len(self.demonstration) == len(self.verified):
+            raise ShapeError(
+                f"A plan of {len(self.rollout)} rollouts, {len(self.demonstration)} demonstrations and "
+                f"{len(self.verified)} flags.",
+                "Give one of each per pair.",
+            )
+
     def __len__(self) -> int:
         return int(self.rollout.shape[0])
 
@@ -151,8 +159,14 @@ def register_credit_method(name: str) -> Callable[[_M], _M]:
     """Class decorator that makes a credit method available as `SCGRPOConfig(credit=name)`."""
 
     def register(cls: _M) -> _M:
-        if _METHODS.setdefault(name, cls) is not cls:
+        if not dataclasses.is_dataclass(cls):
+            raise ConfigError(
+                f"{cls.__name__} is not a dataclass.", "Put @dataclass(frozen=True) under the decorator."
+            )
+        known = _METHODS.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ConfigError(f"A credit method named {name!r} is registered already.", "Choose another name.")
+        _METHODS[name] = cls  # the same class again: a notebook cell that was run twice
         return cls
 
     return register

@@ -83,13 +83,13 @@ def get_template(name: str) -> TeacherTemplate:
 def teacher_prompt(prompt: Prompt, demonstration: str, template: TeacherTemplate, *, verified: bool) -> Prompt:
     """The teacher's prompt for one rollout.
 
-    Conversational prompts: the block is appended to the system message, or becomes one if there is none; all other
-    turns stay as they are. Plain prompts: the block stands in front, separated by an empty line.
+    Conversational prompts: the block is appended to the system (or developer) message, or becomes one if there is
+    none; all other turns stay as they are. Plain prompts: the block stands in front, separated by an empty line.
     """
     block = template.block(demonstration, verified=verified)
     if isinstance(prompt, str):
         return f"{block}\n\n{prompt}"
-    if prompt and prompt[0].get("role") == "system":
+    if prompt and prompt[0].get("role") in ("system", "developer"):
         system = prompt[0]
         return [{**system, "content": _append_text(system["content"], block)}, *prompt[1:]]
     return [{"role": "system", "content": block}, *prompt]
@@ -193,3 +193,9 @@ def _content_text(content: Any) -> str:
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if isinstance(part, dict))
     return content or ""
+
+
+def control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Every text a tokenizer reads as a control token, those without a named role too (`<|eot_id|>`)."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scgrpo.errors import NonFiniteError, VerifierError
+from scgrpo.errors import NonFiniteError, ScgrpoError, VerifierError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ def guarded(reward_func: Any) -> Any:
     def graded(prompts: list, completions: list, **kwargs: Any) -> list[float | None]:
         try:
             return reward_func(prompts=prompts, completions=completions, **kwargs)
+        except ScgrpoError:  # it has already been dealt with rollout by rollout
+            raise
         except Exception as error:  # noqa: BLE001 (a user's function may raise anything)
             logger.warning("Reward function %r raised %r; grading its batch one by one.", name, error)
             rewards, last = _one_by_one(reward_func, prompts, completions, kwargs)

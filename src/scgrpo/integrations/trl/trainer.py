@@ -38,7 +38,7 @@ from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
-from scgrpo.teacher.prompts import DemonstrationFormatter, Prompt, get_template, teacher_prompt
+from scgrpo.teacher.prompts import DemonstrationFormatter, Prompt, control_tokens, get_template, teacher_prompt
 from scgrpo.teacher.scoring import ConditionedPass, backbone, has_dropout, output_head
 from scgrpo.teacher.weights import TeacherKind, TeacherWeights
 
@@ -186,6 +186,7 @@ class SCGRPOTrainer(GRPOTrainer):
                 "teacher_pass_s": time.perf_counter() - start,
                 "demonstration_truncated_frac": _share([d.truncated for d in shown]),
                 "thinking_dropped_frac": _share([d.thinking_dropped for d in shown]),
+                "demonstration_empty_frac": _share([not d.text for d in shown]),
             }
         )
         return conditioned, evidence
@@ -260,7 +261,7 @@ class SCGRPOTrainer(GRPOTrainer):
                 encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
                 decode=tokenizer.decode,
                 max_tokens=args.demonstration_max_tokens or args.max_completion_length,
-                special_tokens=tuple(tokenizer.all_special_tokens),
+                special_tokens=control_tokens(tokenizer),
             ),
             teacher_prompt=teacher_prompt_fn or partial(teacher_prompt, template=get_template(args.teacher_template)),
             tokenize=self._tokenize_rows,
@@ -271,7 +272,7 @@ class SCGRPOTrainer(GRPOTrainer):
         if self.environment_factories is None:
             return self._tokenize_prompts(prompts)[0]
         # TRL zips the prompts with the rows' environments, whose tools the chat template shows.
-        environments: list[Any] = self._batch_environments
+        environments = getattr(self, "_batch_environments")  # noqa: B009 (TRL sets it while sampling)
         self._batch_environments = [environments[row] for row in rows]
         try:
             return self._tokenize_prompts(prompts)[0]
@@ -301,6 +302,9 @@ class SCGRPOTrainer(GRPOTrainer):
             )
         if self._is_vlm:
             problems.append("Models with images are not supported: their prompts cannot be re-rendered as text.")
+        peft = getattr(self.accelerator.unwrap_model(self.model), "active_peft_config", None)
+        if peft is not None and peft.is_prompt_learning:
+            problems.append("PEFT prompt tuning adds virtual tokens the conditioned pass would miss: use LoRA.")
         kind = self.accelerator.distributed_type
         if kind == DistributedType.DEEPSPEED and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             problems.append("DeepSpeed ZeRO-3 has not been verified: use FSDP with fsdp_version 2, or ZeRO-2.")
