@@ -15,6 +15,16 @@ README = (ROOT / "README.md").read_text()
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 
 
+@pytest.fixture(autouse=True)
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a snippet registers is gone after its test."""
+    from scgrpo.credit import methods
+    from scgrpo.tasks import registry
+
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+
+
 def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
@@ -82,10 +92,9 @@ def test_documentation_snippets_run(page: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_documented_credit_method_permutes_weights_within_rollouts() -> None:
     import torch
 
-    from scgrpo.credit import Evidence, Groups, Plan, create_credit_method, credit_method_names
+    from scgrpo.credit import Evidence, Groups, Plan, create_credit_method
 
-    if "permuted" not in credit_method_names():
-        run_blocks("docs_credit_methods", python_blocks((ROOT / "docs/credit_methods.md").read_text()))
+    run_blocks("docs_credit_methods", python_blocks((ROOT / "docs/credit_methods.md").read_text()))
     groups = Groups(
         group=torch.zeros(3, dtype=torch.long),
         solved=torch.tensor([True, True, False]),

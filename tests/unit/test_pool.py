@@ -259,6 +259,7 @@ def test_a_killed_program_leaves_no_idle_worker(module_folder: Path) -> None:
 def test_a_forked_copy_is_told_and_harms_nothing(module_folder: Path) -> None:
     script = run_script(
         """
+        before = pool.grade([{"do": "pid"}])[0].score
         if os.fork() == 0:
             try:
                 pool.grade([{"do": "pid"}])
@@ -267,9 +268,9 @@ def test_a_forked_copy_is_told_and_harms_nothing(module_folder: Path) -> None:
             pool.close()
             os._exit(0)
         os.wait()
-        print(pool.grade([{"do": "score", "value": 7}])[0].score)
+        print(pool.grade([{"do": "pid"}])[0].score == before)
         """,
         module_folder,
     )
     out, _ = script.communicate(timeout=20)
-    assert out.split()[1:] == ["VerifierError", "7.0"]
+    assert out.split()[1:] == ["VerifierError", "True"]

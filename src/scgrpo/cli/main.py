@@ -66,6 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ScgrpoError as error:
         print(f"error: {error.problem}\n{error.remedy}".rstrip(), file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "scgrpo").startswith("scgrpo"):
+            raise
+        print(f"error: this command needs {error.name!r}, which is not installed.", file=sys.stderr)
+        print('Install it with: pip install "scgrpo[all]"', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; what was written so far is kept", file=sys.stderr)
         return 1

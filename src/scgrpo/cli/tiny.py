@@ -27,4 +27,4 @@ def tiny_command(argv: Sequence[str]) -> int:
     options = {} if args.seed is None else {"seed": args.seed}
     report = build(args.out, progress=print, **options)
     print(report)
-    return 0
+    return 0 if report.ok else 1

@@ -109,6 +109,8 @@ class VerifierPool:
 
     def close(self) -> None:
         """Kill the workers; items still being graded end as errors. Calling it twice is harmless."""
+        if os.getpid() != self._owner:  # a forked copy: the workers are not its own
+            return
         self._closer()
         with contextlib.suppress(queue.Empty):
             for _ in self._workers:  # a worker that is not idle is cleaned up by the thread that waits for it

@@ -84,7 +84,8 @@ class ReachTask(ProceduralTask):
 
     def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
         """A random program of two to six instructions with a right trace."""
-        value, words = row["start"], []
+        words: list[str] = []
+        value = row["start"]
         for _ in range(rng.randint(2, 6)):
             value = _append(words, rng.choice(tuple(OPERATIONS)), value)
         return " ".join(words)
@@ -93,7 +94,8 @@ class ReachTask(ProceduralTask):
         """A walk that aims at the target, may stray and recover; the first that arrives in time."""
         target, distances = row["target"], _distances(row["target"])
         while True:
-            value, words = row["start"], []
+            words: list[str] = []
+            value = row["start"]
             while value != target and len(words) < 2 * _MAX_SOLUTION_STEPS:
                 closer = [name for name in OPERATIONS if distances[OPERATIONS[name](value)] < distances[value]]
                 strays = rng.random() < _STRAY_PROBABILITY
