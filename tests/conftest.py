@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["scgrpo.credit", "scgrpo.teacher"], "beartype.beartype")
+install_import_hook(["scgrpo.credit", "scgrpo.divergence", "scgrpo.teacher"], "beartype.beartype")
 
 import string
 from collections.abc import Callable

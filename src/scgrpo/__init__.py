@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scgrpo.credit import SCGRPO, CreditMethod, register_credit_method, token_kl
+    from scgrpo.credit import SCGRPO, CreditMethod, register_credit_method
+    from scgrpo.divergence import token_kl
     from scgrpo.evaluation import evaluate
     from scgrpo.integrations.trl import SCGRPOConfig, SCGRPOTrainer
     from scgrpo.tasks import get_task, register_task
@@ -18,7 +19,7 @@ _PUBLIC = {
     "SCGRPO": "scgrpo.credit",
     "CreditMethod": "scgrpo.credit",
     "register_credit_method": "scgrpo.credit",
-    "token_kl": "scgrpo.credit",
+    "token_kl": "scgrpo.divergence",
     "evaluate": "scgrpo.evaluation",
     "SCGRPOConfig": "scgrpo.integrations.trl",
     "SCGRPOTrainer": "scgrpo.integrations.trl",

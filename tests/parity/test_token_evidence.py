@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scgrpo.credit import OutputHead, token_evidence
+from scgrpo.divergence import OutputHead, token_evidence
 
 # Private to TRL, so it may move; the closed forms of tests/unit/test_divergence.py stand without it.
 chunked = pytest.importorskip("trl.kernels.chunked_divergence", reason="TRL's private divergence kernel is gone")

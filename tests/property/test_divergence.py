@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scgrpo.credit import OutputHead, token_evidence, token_evidence_reference
+from scgrpo.divergence import OutputHead, token_evidence, token_evidence_reference
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scgrpo.credit import OutputHead, saturating_weight, token_evidence
+from scgrpo.credit import saturating_weight
+from scgrpo.divergence import OutputHead, token_evidence
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:

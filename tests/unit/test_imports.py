@@ -28,7 +28,7 @@ def test_rooms_without_torch(module: str) -> None:
     assert not loaded & (HEAVY | {"torch"})
 
 
-@pytest.mark.parametrize("module", ["scgrpo.credit", "scgrpo.teacher.scoring"])
+@pytest.mark.parametrize("module", ["scgrpo.credit", "scgrpo.divergence", "scgrpo.teacher.scoring"])
 def test_rooms_with_torch_but_no_framework(module: str) -> None:
     loaded = loaded_by(module)
     assert "torch" in loaded
@@ -37,7 +37,8 @@ def test_rooms_with_torch_but_no_framework(module: str) -> None:
 
 def test_public_names_resolve_on_first_use() -> None:
     import scgrpo
-    from scgrpo.credit import SCGRPO, token_kl
+    from scgrpo.credit import SCGRPO
+    from scgrpo.divergence import token_kl
 
     assert scgrpo.SCGRPO is SCGRPO
     assert scgrpo.token_kl is token_kl

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scgrpo.credit import Evidence, OutputHead
+from scgrpo.credit import Evidence
+from scgrpo.divergence import OutputHead
 from scgrpo.errors import ConfigError, NonFiniteError, ShapeError
 from scgrpo.teacher.scoring import (
     ConditionedPass,

@@ -1,12 +1,5 @@
 """The method: pure torch, tensors in, tensors out. Start reading at `sc_grpo.py`."""
 
-from scgrpo.credit.divergence import (
-    OutputHead,
-    TokenEvidence,
-    token_evidence,
-    token_evidence_reference,
-    token_kl,
-)
 from scgrpo.credit.methods import (
     Credit,
     CreditMethod,
@@ -28,10 +21,8 @@ __all__ = [
     "CreditMethod",
     "Evidence",
     "Groups",
-    "OutputHead",
     "Plan",
     "Route",
-    "TokenEvidence",
     "Uniform",
     "choose_demonstrations",
     "create_credit_method",
@@ -40,7 +31,4 @@ __all__ = [
     "route_groups",
     "saturating_weight",
     "thresholds",
-    "token_evidence",
-    "token_evidence_reference",
-    "token_kl",
 ]

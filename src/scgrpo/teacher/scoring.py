@@ -1,7 +1,7 @@
 """The conditioned pass: the same completion tokens, scored with and without a demonstration in context.
 
 Each batch of pairs makes two backbone passes, without gradient and with dropout off, and hands the hidden states to
-`scgrpo.credit.token_evidence`. Prompt and completion stand next to each other and padding is on the right, so a
+`scgrpo.divergence.token_evidence`. Prompt and completion stand next to each other and padding is on the right, so a
 row's numbers do not depend on its neighbours beyond rounding.
 """
 
@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from scgrpo.credit import Evidence, OutputHead, TokenEvidence, token_evidence
+from scgrpo.credit import Evidence
+from scgrpo.divergence import OutputHead, TokenEvidence, token_evidence
 from scgrpo.errors import ConfigError, NonFiniteError, ShapeError
 
 # Runs a function of no arguments inside the training wrapper's forward, so that sharded parameters are gathered.

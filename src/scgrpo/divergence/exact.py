@@ -7,49 +7,18 @@ sums are those of an online log-sum-exp. `token_evidence_reference` is the plain
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from scgrpo.divergence.head import OutputHead, full_precision
 from scgrpo.errors import ShapeError
 
 # Both fp32 logit tiles (student, teacher) of this many tokens and words stay in a last-level cache: 16 MiB.
 TOKENS_PER_TILE = 512
 WORDS_PER_TILE = 4096
-
-
-@dataclass(frozen=True)
-class OutputHead:
-    """The map from hidden states to the logits that are sampled from.
-
-    `logits = softcap * tanh(scale * (h W^T + b) / softcap) / temperature`, the cap only if given.
-
-    Attributes:
-        weight: (V, H); bias: (V,) or None.
-        scale, softcap, temperature: unitless, temperature > 0.
-    """
-
-    weight: Float[Tensor, "v h"]
-    bias: Float[Tensor, " v"] | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-    temperature: float = 1.0
-
-    def logits(self, hidden: Float[Tensor, "n h"], start: int, stop: int) -> Float[Tensor, "n w"]:
-        """Logits of the words start..stop, in fp32 or better whatever the dtype of the model."""
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logits = hidden.to(dtype) @ self.weight[start:stop].to(dtype).T
-        if self.bias is not None:
-            logits = logits + self.bias[start:stop].to(dtype)
-        if self.scale != 1:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits if self.temperature == 1 else logits / self.temperature
 
 
 @dataclass(frozen=True)
@@ -98,7 +67,7 @@ def token_evidence(
             f"{len(tokens)} tokens and a head of {tuple(head.weight.shape)} do not fit.",
             "Score the same completion tokens in both contexts.",
         )
-    with _full_precision(student_hidden.device.type):
+    with full_precision(student_hidden.device.type):
         parts = [
             _tile_evidence(*rows, head, words_per_tile)
             for rows in zip(
@@ -109,18 +78,6 @@ def token_evidence(
             )
         ]
     return TokenEvidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-@contextmanager
-def _full_precision(device_type: str) -> Iterator[None]:
-    """Neither autocast nor TF32 may round the projection."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
 
 
 def _tile_evidence(
