@@ -15,16 +15,9 @@ from torch import Tensor, nn
 from scgrpo.credit import Evidence
 from scgrpo.divergence import OutputHead
 from scgrpo.errors import ConfigError, NonFiniteError, ShapeError
-from scgrpo.teacher.scoring import (
-    ConditionedPass,
-    Pairs,
-    backbone,
-    base_causal_lm,
-    completion_hidden,
-    evaluation_mode,
-    has_dropout,
-    output_head,
-)
+from scgrpo.teacher.hidden import CompletionStates, Sharing, rerun_hidden
+from scgrpo.teacher.models import backbone, base_causal_lm, evaluation_mode, has_dropout, output_head
+from scgrpo.teacher.scoring import ConditionedPass, Pairs
 
 FIELDS = ("token_kl", "teacher_logps", "student_logps", "student_entropy")
 WORDS = 46
@@ -45,8 +38,9 @@ def make_pairs(seed: int = 0, lengths: list[int] = LENGTHS, width: int | None = 
     return Pairs(prompts[0], prompts[1], completions[:, :width], length, mask[:, :width])
 
 
-def make_pass(model: Any, **settings: Any) -> ConditionedPass:
-    return ConditionedPass(model, **{"head": lambda: output_head(model, 1.0), "max_rows": 2, **settings})
+def make_pass(model: Any, sharing: Sharing = "off", **settings: Any) -> ConditionedPass:
+    defaults = {"head": lambda: output_head(model, 1.0), "states": CompletionStates(model, (sharing,))}
+    return ConditionedPass(model, **{**defaults, "max_tokens": 36, **settings})
 
 
 def plain_rows(model: Any, prompts: Any, pairs: Pairs) -> list[Tensor]:
@@ -84,11 +78,11 @@ def assert_equal(actual: Evidence, expected: Evidence, atol: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_completion_hidden_equals_one_row_at_a_time(
+def test_rerun_hidden_equals_one_row_at_a_time(
     make_model: Callable[..., Any], dtype: torch.dtype, atol: float
 ) -> None:
     model, pairs = make_model(dtype=dtype).eval(), make_pairs(width=12)
-    hidden = completion_hidden(model, pairs.teacher_prompts, pairs.completions, pairs.lengths)
+    hidden = rerun_hidden(model, pairs.teacher_prompts, pairs.completions, pairs.lengths)
     assert hidden.shape == (5, 12, 32)
     for row, expected in enumerate(plain_rows(model, pairs.teacher_prompts, pairs)):
         torch.testing.assert_close(hidden[row, : len(expected)], expected, atol=atol, rtol=0)
@@ -98,12 +92,13 @@ def test_completion_hidden_equals_one_row_at_a_time(
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 2e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("max_rows", [1, 2, 5, 100])
+@pytest.mark.parametrize("max_tokens", [1, 40, 1000])
+@pytest.mark.parametrize("sharing", ["packed", "cached", "off"])
 def test_evidence_equals_the_models_own_log_softmax(
-    make_model: Callable[..., Any], dtype: torch.dtype, atol: float, max_rows: int
+    make_model: Callable[..., Any], dtype: torch.dtype, atol: float, max_tokens: int, sharing: Sharing
 ) -> None:
     model, pairs = make_model(dtype=dtype).eval(), make_pairs()
-    found = make_pass(model, max_rows=max_rows)(pairs)
+    found = make_pass(model, sharing, max_tokens=max_tokens)(pairs)
     assert found.token_kl.dtype == dtype
     assert found.token_kl[pairs.mask].mean() > 0.1  # contexts matter to this model
     assert_equal(found, plain_evidence(model, pairs), atol)
@@ -115,7 +110,7 @@ def test_neighbours_padding_and_order_do_not_matter(make_model: Callable[..., An
     model, pairs = make_model(dtype=torch.float64).eval(), make_pairs()
     expected = make_pass(model)(pairs)
 
-    wide = make_pass(model, max_rows=3)(make_pairs(width=12))
+    wide = make_pass(model, max_tokens=60)(make_pairs(width=12))
     assert_equal(Evidence(*(getattr(wide, name)[:, :9] for name in FIELDS)), expected, 1e-10)
 
     order = [3, 0, 4, 2, 1]
@@ -133,19 +128,19 @@ def test_identical_contexts_do_not_diverge(make_model: Callable[..., Any]) -> No
     assert found.token_kl.max() < 1e-6
     torch.testing.assert_close(found.teacher_logps, found.student_logps, atol=1e-6, rtol=0)
     # Also when the student's states come from a pass that was batched otherwise.
-    hidden = completion_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths)
-    assert make_pass(model, max_rows=1)(replace(same, student_hidden=hidden.detach())).token_kl.max() < 1e-6
+    hidden = rerun_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths)
+    assert make_pass(model, max_tokens=1)(replace(same, student_hidden=hidden.detach())).token_kl.max() < 1e-6
 
 
 def test_students_states_given_or_computed(make_model: Callable[..., Any]) -> None:
     model, pairs = make_model().eval(), make_pairs()
     computed = make_pass(model)(pairs)
-    hidden = completion_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths).detach()
+    hidden = rerun_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths).detach()
     passes: list[int] = []
     handle = backbone(model).register_forward_hook(lambda *_: passes.append(1))
     assert_equal(make_pass(model)(replace(pairs, student_hidden=hidden)), computed, 1e-5)
     handle.remove()
-    assert len(passes) == 3  # the teacher's alone: ceil(5 / 2)
+    assert len(passes) == len(list(make_pass(model).batches(pairs))) > 1  # the teacher's alone
 
 
 def test_temperature_is_that_of_sampling(make_model: Callable[..., Any]) -> None:
@@ -195,9 +190,7 @@ def test_dropout_is_off_in_the_pass_and_every_flag_comes_back(make_model: Callab
     for name in FIELDS:
         assert torch.equal(getattr(found, name), getattr(expected, name))
     # The trap: in training mode the same context differs from itself.
-    first, second = (
-        completion_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths) for _ in range(2)
-    )
+    first, second = (rerun_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths) for _ in range(2))
     assert (first - second).abs().max() > 0.01
 
 
@@ -218,15 +211,15 @@ def test_no_gradient_and_no_trace(make_model: Callable[..., Any]) -> None:
 # ---- odd input ----
 
 
-@pytest.mark.parametrize("max_rows", [1, 2, 5])
-def test_nan_logits_name_pair_and_token(make_model: Callable[..., Any], max_rows: int) -> None:
+@pytest.mark.parametrize("max_tokens", [1, 40, 1000])
+def test_nan_logits_name_pair_and_token(make_model: Callable[..., Any], max_tokens: int) -> None:
     model, pairs = make_model().eval(), make_pairs()
-    hidden = completion_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths).detach()
+    hidden = rerun_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths).detach()
     hidden[3, 2] = torch.nan
     hidden[0, 2] = torch.nan  # token 2 of pair 0 is not counted, nor is the padding of pair 1
     hidden[1, 1:] = torch.nan
     with pytest.raises(NonFiniteError, match=r"NaN or infinite for pair 3, completion token 2 \(1 of \d+ tokens"):
-        make_pass(model, max_rows=max_rows)(replace(pairs, student_hidden=hidden))
+        make_pass(model, max_tokens=max_tokens)(replace(pairs, student_hidden=hidden))
 
 
 def test_nan_weights_are_an_error(make_model: Callable[..., Any]) -> None:
@@ -243,7 +236,7 @@ def test_pairs_without_counted_tokens_cost_nothing(make_model: Callable[..., Any
     mask = pairs.mask.clone()
     mask[[0, 3]] = False
     masked = replace(pairs, mask=mask)
-    conditioned = make_pass(model, max_rows=1)
+    conditioned = make_pass(model, max_tokens=1)
     assert sorted(row for batch in conditioned.batches(masked) for row in batch) == [1, 2, 4]
     found, whole = conditioned(masked), conditioned(pairs)
     assert not found.token_kl[[0, 3]].any()
@@ -251,14 +244,30 @@ def test_pairs_without_counted_tokens_cost_nothing(make_model: Callable[..., Any
         assert torch.equal(found.token_kl[row], whole.token_kl[row])
 
 
+def batches_of(pairs: Pairs, sharing: Sharing, **settings: Any) -> list[list[int]]:
+    model = nn.Linear(1, 1)
+    states = CompletionStates(model, (sharing,))
+    return list(ConditionedPass(model, lambda: OutputHead(torch.ones(1, 1)), states, **settings).batches(pairs))
+
+
 def test_batches_are_longest_first_and_complete() -> None:
     pairs = make_pairs()
-    batches = list(ConditionedPass(nn.Linear(1, 1), lambda: OutputHead(torch.ones(1, 1)), 2).batches(pairs))
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    rows = [row for batch in batches for row in batch]
-    sizes = [len(pairs.teacher_prompts[row]) + LENGTHS[row] for row in rows]
-    assert sorted(rows) == [0, 1, 2, 3, 4]
-    assert sizes == sorted(sizes, reverse=True)
+    sizes = [len(prompt) + n for prompt, n in zip(pairs.teacher_prompts, LENGTHS, strict=True)]
+    assert sizes == [10, 5, 13, 14, 19]
+    assert batches_of(pairs, "off", max_tokens=36) == [[4], [3, 2], [0, 1]]  # 19, 2 x 14 padded, 2 x 10 padded
+    assert batches_of(pairs, "packed", max_tokens=36) == [[4, 3], [2, 0, 1]]  # 19 + 14, 13 + 10 + 5
+    assert batches_of(pairs, "packed", max_tokens=1) == [[4], [3], [2], [0], [1]]
+    assert batches_of(pairs, "packed", max_rows=3) == batches_of(pairs, "packed", max_tokens=3 * 11)
+
+
+def test_a_shared_prompt_counts_once_and_keeps_its_rows_together() -> None:
+    one, two = [7] * 10, [8] * 4
+    lengths = torch.tensor([3, 5, 4, 2])
+    ids = torch.full((4, 5), 9)
+    pairs = Pairs([[7]] * 4, [one, two, one, two], ids, lengths, torch.arange(5) < lengths[:, None])
+    assert batches_of(pairs, "packed", max_tokens=17) == [[2, 0], [1, 3]]  # 10 + 4 + 3, 4 + 5 + 2
+    assert batches_of(pairs, "packed", max_tokens=16) == [[2], [0], [1, 3]]
+    assert batches_of(pairs, "off", max_tokens=28) == [[2, 0], [1, 3]]  # 2 x 14
 
 
 def test_no_pairs_is_no_evidence(make_model: Callable[..., Any]) -> None:
@@ -275,7 +284,7 @@ def test_missing_batches_run_on_a_dummy_row(
     """Processes that share sharded weights run the same number of passes, each inside the wrapper's forward."""
     model, pairs = make_model().eval(), make_pairs()
     if given:
-        hidden = completion_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths)
+        hidden = rerun_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths)
         pairs = replace(pairs, student_hidden=hidden.detach())
     calls: list[str] = []
     handle = backbone(model).register_forward_hook(lambda *_: calls.append("backbone"))
@@ -286,6 +295,7 @@ def test_missing_batches_run_on_a_dummy_row(
 
     found = make_pass(model, redirect=redirect)(pairs, num_forwards)
     handle.remove()
+    assert len(list(make_pass(model).batches(pairs))) == 3
     assert calls.count("redirect") == expected
     assert calls.count("backbone") == expected * (1 if given else 2)
     assert_equal(found, make_pass(model)(pairs), 0)

@@ -8,7 +8,7 @@ row's numbers do not depend on its neighbours beyond rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from scgrpo.credit import Evidence
 from scgrpo.divergence import OutputHead, TokenEvidence, token_evidence
-from scgrpo.errors import ConfigError, NonFiniteError, ShapeError
+from scgrpo.errors import NonFiniteError, ShapeError
+from scgrpo.teacher.hidden import CompletionStates
+from scgrpo.teacher.models import evaluation_mode
 
 # Runs a function of no arguments inside the training wrapper's forward, so that sharded parameters are gathered.
 Redirect = Callable[[Callable[[], Any]], Any]
@@ -64,7 +65,7 @@ class Pairs:
 
     def select(self, rows: Sequence[int]) -> Pairs:
         """The given rows, cut to their longest completion."""
-        longest = max((int(self.lengths[row]) for row in rows), default=0)
+        longest = int(self.lengths[rows].max()) if rows else 0
         return Pairs(
             [self.student_prompts[row] for row in rows],
             [self.teacher_prompts[row] for row in rows],
@@ -82,7 +83,9 @@ class ConditionedPass:
     Attributes:
         model: Hugging Face causal LM, possibly with a PEFT adapter, not wrapped for distribution.
         head: returns its output head; called inside each pass because sharding may replace the weights.
-        max_rows: rows per forward.
+        states: hidden states of completions under prompts.
+        max_rows: a forward takes at most as many tokens as this many of the longest student rows (at least one row).
+        max_tokens: the same limit as a number of tokens.
         teacher_weights: context manager under which the model has the teacher's weights.
         redirect: see `Redirect`.
         autocast: context manager of the host's mixed precision for the backbone.
@@ -90,7 +93,9 @@ class ConditionedPass:
 
     model: nn.Module
     head: Callable[[], OutputHead]
-    max_rows: int
+    states: CompletionStates
+    max_rows: int = 8
+    max_tokens: int | None = None
     teacher_weights: Callable[[], AbstractContextManager[Any]] = nullcontext
     redirect: Redirect = field(default=lambda score: score())
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -125,118 +130,45 @@ class ConditionedPass:
         return Evidence(**dict(zip(_FIELDS, out, strict=True)))
 
     def batches(self, pairs: Pairs) -> Iterator[list[int]]:
-        """Rows in batches of `max_rows`, longest first, so that little is padded and memory peaks at the start."""
-        scored = pairs.mask.any(dim=1).tolist()
-        size = [len(p) + int(n) for p, n in zip(pairs.teacher_prompts, pairs.lengths, strict=True)]
-        order = sorted((row for row, any_token in enumerate(scored) if any_token), key=lambda row: -size[row])
-        for start in range(0, len(order), self.max_rows):
-            yield order[start : start + self.max_rows]
+        """Rows by forward, under the limit of tokens; longest first, so that memory peaks at the start. Where prompts
+        are shared, rows of one teacher prompt stay together and it counts once; elsewhere padding counts."""
+        lengths, prompts = pairs.lengths.tolist(), [tuple(prompt) for prompt in pairs.teacher_prompts]
+        size = [len(prompt) + n for prompt, n in zip(prompts, lengths, strict=True)]
+        student = [len(prompt) + n for prompt, n in zip(pairs.student_prompts, lengths, strict=True)]
+        limit = self.max_tokens or self.max_rows * max(student, default=0)
+        order = [row for row, any_token in enumerate(pairs.mask.any(dim=1).tolist()) if any_token]
+        order.sort(key=lambda row: -size[row])
+        share = self.states.sharing != "off"
+        if share:
+            rank = {prompt: place for place, prompt in reversed(list(enumerate(prompts[row] for row in order)))}
+            order.sort(key=lambda row: rank[prompts[row]])
+        batch: list[int] = []
+        tokens = 0
+        for row in order:
+            if not share:
+                cost = size[batch[0]] if batch else size[row]
+            else:
+                cost = lengths[row] if batch and prompts[row] == prompts[batch[-1]] else size[row]
+            if batch and tokens + cost > limit:
+                yield batch
+                batch, tokens, cost = [], 0, size[row]
+            batch.append(row)
+            tokens += cost
+        if batch:
+            yield batch
 
     def _score(self, batch: Pairs) -> TokenEvidence:
         with self.autocast():
             student = batch.student_hidden
             if student is None:
-                student = completion_hidden(self.model, batch.student_prompts, batch.completions, batch.lengths)
+                student = self.states(batch.student_prompts, batch.completions, batch.lengths)
             with self.teacher_weights():
-                teacher = completion_hidden(self.model, batch.teacher_prompts, batch.completions, batch.lengths)
+                teacher = self.states(batch.teacher_prompts, batch.completions, batch.lengths)
         tokens = batch.completions[batch.mask]
         return token_evidence(student[batch.mask], teacher[batch.mask], tokens, self.head())
 
 
 _FIELDS = ("token_kl", "teacher_logps", "student_logps", "student_entropy")
-
-
-def completion_hidden(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    completions: Int[Tensor, "p t"],
-    lengths: Int[Tensor, " p"],
-) -> Float[Tensor, "p t h"]:
-    """Last hidden states that predict each completion token: (P, T, H), position t has seen prompt and y_<t."""
-    device, width = completions.device, completions.shape[1]
-    starts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    total = int((starts + lengths).max())
-    ids = completions.new_zeros(len(prompts), total)
-    for row, prompt in enumerate(prompts):
-        end = len(prompt) + int(lengths[row])
-        ids[row, : len(prompt)] = torch.tensor(prompt, dtype=ids.dtype, device=device)
-        ids[row, len(prompt) : end] = completions[row, : int(lengths[row])]
-    attention = torch.arange(total, device=device) < (starts + lengths)[:, None]
-    hidden = backbone(model)(input_ids=ids, attention_mask=attention.long(), use_cache=False).last_hidden_state
-    # Token t is predicted by the state before it; the clamp only touches padding.
-    index = (starts[:, None] - 1 + torch.arange(width, device=device)).clamp(max=total - 1)
-    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-
-
-def base_causal_lm(model: nn.Module) -> Any:
-    """The Hugging Face model itself, inside a PEFT wrapper or not."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-
-
-def backbone(model: nn.Module) -> Any:
-    """The model without its output head."""
-    return base_causal_lm(model).base_model
-
-
-def output_head(model: nn.Module, temperature: float) -> OutputHead:
-    """Output head of a causal LM: weights, bias, and the logit scale and soft-cap its configuration names.
-
-    Sharded weights (DTensor) are gathered; call it where the wrapper's forward would.
-
-    Raises:
-        ConfigError: the head carries a LoRA adapter, which its weight alone does not show.
-    """
-    causal_lm = base_causal_lm(model)
-    layer, config = causal_lm.get_output_embeddings(), causal_lm.config.get_text_config()
-    if hasattr(layer, "base_layer"):
-        raise ConfigError(
-            "The output head carries a PEFT adapter; its logits are more than its weight times the hidden state.",
-            "Leave the head out of LoraConfig.target_modules, or train it whole with modules_to_save.",
-        )
-    return OutputHead(
-        weight=_whole(layer.weight),
-        bias=None if getattr(layer, "bias", None) is None else _whole(layer.bias),
-        scale=logit_scale(config),
-        softcap=getattr(config, "final_logit_softcapping", None),
-        temperature=temperature,
-    )
-
-
-def logit_scale(config: Any) -> float:
-    """Factor a model family applies to its logits; families differ in its name and in whether they divide."""
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name))
-    divisor = getattr(config, "logits_scaling", None)
-    if divisor is None:
-        return 1.0
-    return float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, then back as each was. With dropout on, two passes over the *same* context
-    differ as much as the signal does."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def has_dropout(model: nn.Module) -> bool:
-    """Whether two passes in training mode may differ: any dropout module or configured rate above 0."""
-    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules()):
-        return True
-    # Attention applies its rate without a module of its own; configurations name it freely.
-    rates = base_causal_lm(model).config.get_text_config().to_dict()
-    return any(("drop" in key) and isinstance(rate, float) and rate > 0 for key, rate in rates.items())
-
-
-def _whole(weight: Tensor) -> Tensor:
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _check(values: Tensor, mask: Tensor, rows: Sequence[int]) -> None:

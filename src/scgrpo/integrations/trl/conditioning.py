@@ -14,8 +14,10 @@ from torch import Tensor
 from scgrpo.credit import Evidence, Plan
 from scgrpo.credit.weighting import linear_quantile
 from scgrpo.errors import ConfigError
+from scgrpo.teacher.hidden import rerun_hidden
+from scgrpo.teacher.models import evaluation_mode
 from scgrpo.teacher.prompts import Demonstration, DemonstrationFormatter, Prompt
-from scgrpo.teacher.scoring import ConditionedPass, Pairs, completion_hidden, evaluation_mode
+from scgrpo.teacher.scoring import ConditionedPass, Pairs
 
 # (prompt, demonstration text, verified) -> teacher prompt
 TeacherPromptFn = Callable[..., Prompt]
@@ -113,7 +115,7 @@ class Conditioner:
         one_by_one = replace(self.score, max_rows=1, teacher_weights=nullcontext)
         with torch.no_grad(), evaluation_mode(self.score.model), self.score.autocast():
             together = self.score.redirect(
-                partial(completion_hidden, self.score.model, prompt_ids, pairs.completions, pairs.lengths)
+                partial(rerun_hidden, self.score.model, prompt_ids, pairs.completions, pairs.lengths)
             )
         evidence = one_by_one(replace(pairs, student_hidden=together), num_forwards=len(chosen))
         noise = evidence.token_kl[pairs.mask]

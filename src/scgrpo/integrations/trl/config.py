@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from scgrpo.credit import create_credit_method
 from scgrpo.credit.methods import CreditMethod
 from scgrpo.errors import ConfigError
+from scgrpo.teacher.hidden import SHARING
 from scgrpo.teacher.prompts import get_template
 from scgrpo.teacher.weights import check_teacher_weights
 
@@ -59,8 +60,12 @@ class SCGRPOConfig(GRPOConfig):
     teacher_weights: str = _setting("current", "Teacher's weights: current (the paper), snapshot, ema or frozen.")
     teacher_snapshot_steps: int = _setting(10, "Optimizer steps between snapshots.")
     teacher_ema_decay: float = _setting(0.99, "Decay per optimizer step of teacher_weights=ema.")
-    teacher_batch_size: int | None = _setting(
-        None, "Rows per forward of the conditioned pass. Default: per_device_train_batch_size."
+    teacher_max_tokens: int | None = _setting(
+        None, "Tokens per forward of the conditioned pass. Default: as many as a training micro-batch has."
+    )
+    teacher_prefix_sharing: str = _setting(
+        "auto",
+        "How rollouts share prompts in the conditioned pass: packed, cached, off, or auto.",
     )
 
     def __post_init__(self) -> None:
@@ -85,9 +90,13 @@ class SCGRPOConfig(GRPOConfig):
                 check()
             except ConfigError as error:
                 problems.append(str(error))
-        for name in ("demonstration_max_tokens", "teacher_batch_size"):
+        for name in ("demonstration_max_tokens", "teacher_max_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 problems.append(f"{name} is {getattr(self, name)}: choose at least 1, or leave it out.")
+        if self.teacher_prefix_sharing not in ("auto", *SHARING):
+            problems.append(
+                f"teacher_prefix_sharing={self.teacher_prefix_sharing!r}: choose one of auto, {', '.join(SHARING)}."
+            )
         if self.credit != "uniform":
             problems += self._per_token_problems()
         return problems

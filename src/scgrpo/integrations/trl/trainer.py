@@ -38,8 +38,10 @@ from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
+from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
+from scgrpo.teacher.models import backbone, has_dropout, output_head
 from scgrpo.teacher.prompts import DemonstrationFormatter, Prompt, control_tokens, get_template, teacher_prompt
-from scgrpo.teacher.scoring import ConditionedPass, backbone, has_dropout, output_head
+from scgrpo.teacher.scoring import ConditionedPass
 from scgrpo.teacher.weights import TeacherKind, TeacherWeights
 
 
@@ -249,7 +251,9 @@ class SCGRPOTrainer(GRPOTrainer):
         score = ConditionedPass(
             model=policy,
             head=partial(output_head, policy, args.temperature),
-            max_rows=args.teacher_batch_size or args.per_device_train_batch_size,
+            states=self._states(policy, sharded),
+            max_rows=args.per_device_train_batch_size,
+            max_tokens=args.teacher_max_tokens,
             teacher_weights=self._teacher.applied,
             autocast=self.accelerator.autocast,
         )
@@ -266,6 +270,18 @@ class SCGRPOTrainer(GRPOTrainer):
             teacher_prompt=teacher_prompt_fn or partial(teacher_prompt, template=get_template(args.teacher_template)),
             tokenize=self._tokenize_rows,
         )
+
+    def _states(self, policy: Any, sharded: bool) -> CompletionStates:
+        candidates = sharing_candidates(policy)
+        if self.args.teacher_prefix_sharing != "auto":
+            candidates = (cast(Sharing, self.args.teacher_prefix_sharing),)
+        if not sharded:
+            return CompletionStates(policy, candidates)
+        # Through a cache, processes would run different numbers of forwards.
+        return CompletionStates(policy, tuple(c for c in candidates if c != "cached") or ("off",), self._all_agree)
+
+    def _all_agree(self, verdict: bool) -> bool:
+        return bool(self.accelerator.gather(torch.tensor([verdict], device=self.accelerator.device)).all())
 
     def _tokenize_rows(self, prompts: list[Prompt], rows: list[int]) -> list[list[int]]:
         """Token ids of prompts that stand for the given local rows, rendered as for generation."""

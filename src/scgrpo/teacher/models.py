@@ -1,0 +1,84 @@
+"""What the conditioned pass needs to know about a Hugging Face causal LM: its parts, its mode, its dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from scgrpo.divergence import OutputHead
+from scgrpo.errors import ConfigError
+
+
+def base_causal_lm(model: nn.Module) -> Any:
+    """The Hugging Face model itself, inside a PEFT wrapper or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def backbone(model: nn.Module) -> Any:
+    """The model without its output head."""
+    return base_causal_lm(model).base_model
+
+
+def output_head(model: nn.Module, temperature: float) -> OutputHead:
+    """Output head of a causal LM: weights, bias, and the logit scale and soft-cap its configuration names.
+
+    Sharded weights (DTensor) are gathered; call it where the wrapper's forward would.
+
+    Raises:
+        ConfigError: the head carries a LoRA adapter, which its weight alone does not show.
+    """
+    causal_lm = base_causal_lm(model)
+    layer, config = causal_lm.get_output_embeddings(), causal_lm.config.get_text_config()
+    if hasattr(layer, "base_layer"):
+        raise ConfigError(
+            "The output head carries a PEFT adapter; its logits are more than its weight times the hidden state.",
+            "Leave the head out of LoraConfig.target_modules, or train it whole with modules_to_save.",
+        )
+    return OutputHead(
+        weight=_whole(layer.weight),
+        bias=None if getattr(layer, "bias", None) is None else _whole(layer.bias),
+        scale=logit_scale(config),
+        softcap=getattr(config, "final_logit_softcapping", None),
+        temperature=temperature,
+    )
+
+
+def logit_scale(config: Any) -> float:
+    """Factor a model family applies to its logits; families differ in its name and in whether they divide."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor is None:
+        return 1.0
+    return float(divisor) if config.model_type == "hyperclovax" else 1.0 / float(divisor)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, then back as each was. With dropout on, two passes over the *same* context
+    differ as much as the signal does."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether two passes in training mode may differ: any dropout module or configured rate above 0."""
+    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules()):
+        return True
+    # Attention applies its rate without a module of its own; configurations name it freely.
+    rates = base_causal_lm(model).config.get_text_config().to_dict()
+    return any(("drop" in key) and isinstance(rate, float) and rate > 0 for key, rate in rates.items())
+
+
+def _whole(weight: Tensor) -> Tensor:
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
