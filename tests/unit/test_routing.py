@@ -28,7 +28,7 @@ def make_groups(letters: str, group: list[int] | None = None, **changes: Any) ->
         "truncated": torch.tensor([letter in "sf" for letter in letters]),
         "lengths": lengths,
         "mask": torch.arange(4) < lengths[:, None],
-        "advantages": torch.zeros(size),
+        "advantages": torch.ones(size),
         "micro_batch": torch.zeros(size, dtype=torch.long),
     }
     return Groups(**{**fields, **changes})
@@ -155,6 +155,31 @@ def test_rollouts_that_cannot_be_shown_or_scored(
     assert {j for plan in plans for _, j in plan} == shown
     if scored is not None:
         assert all({i for i, _ in plan} == scored for plan in plans)
+
+
+def test_a_group_without_advantages_is_not_scored() -> None:
+    """Rewards other than the success reward may leave a partial-solve group without a gradient."""
+    advantages = torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 0.5])
+    groups = make_groups("SSFFSSFF", [0, 0, 0, 0, 1, 1, 1, 1], advantages=advantages)
+    assert route_groups(groups).tolist() == [int(Route.FALLBACK)] * 4 + [int(Route.PARTIAL)] * 4
+    assert sorted(make_plan(groups).rollout.tolist()) == [4, 5, 6, 7]
+
+
+def test_a_shared_demonstration_is_one_for_the_group_and_another_for_itself() -> None:
+    groups = make_groups("SSSFFFFF")
+    seen: set[tuple[int, int]] = set()
+    for seed in range(200):
+        plan = choose_demonstrations(groups, route_groups(groups), random.Random(seed), "shared")
+        shown = dict(pairs_of(plan))
+        first = Counter(shown.values()).most_common(1)[0][0]
+        assert shown == {i: first if i != first else shown[first] for i in range(8)}
+        assert {first, shown[first]} < {0, 1, 2}
+        assert first != shown[first]
+        seen.add((first, shown[first]))
+    assert len(seen) == 6
+    none = make_groups("FFFF")
+    shared = choose_demonstrations(none, route_groups(none), random.Random(3), "shared")
+    assert pairs_of(shared) == pairs_of(make_plan(none, 3))
 
 
 def test_a_masked_rollout_is_not_scored_and_changes_no_other_draw() -> None:

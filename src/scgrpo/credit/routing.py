@@ -3,13 +3,16 @@
 Departures from the paper, where it is silent:
 1. rollouts without a verdict count neither in `n_c` nor in `G`;
 2. truncated and empty rollouts are never demonstrations, so a partial-solve group needs two *usable* solved ones;
-3. rollouts whose tokens the loss does not count (masked) are not scored.
+3. rollouts whose tokens the loss does not count (masked) are not scored;
+4. a partial-solve group whose advantages are all 0 (the success reward is not among those that count, say) has no
+   gradient to weight and is not scored.
 """
 
 from __future__ import annotations
 
 import random
 from enum import IntEnum
+from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -33,17 +36,24 @@ def route_groups(groups: Groups) -> Int[Tensor, " b"]:
         graded, solved = groups.graded[members], groups.solved[members]
         usable = groups.usable[members]
         if bool((graded & ~solved).any()) and int((solved & usable).sum()) >= 2:
-            route[members] = int(Route.PARTIAL)
+            route[members] = int(Route.PARTIAL if bool(groups.advantages[members].any()) else Route.FALLBACK)
         # The demonstration of a solve-none group needs another rollout to be shown to.
         elif not bool(solved.any()) and bool(usable.any()) and int(graded.sum()) >= 2:
             route[members] = int(Route.NONE_SOLVED)
     return route
 
 
-def choose_demonstrations(groups: Groups, route: Int[Tensor, " b"], rng: random.Random) -> Plan:
+Demonstrations = Literal["uniform", "shared"]
+
+
+def choose_demonstrations(
+    groups: Groups, route: Int[Tensor, " b"], rng: random.Random, demonstrations: Demonstrations = "uniform"
+) -> Plan:
     """One demonstration per scored rollout.
 
-    partial-solve: uniform over the group's usable solved rollouts other than the rollout itself;
+    partial-solve, "uniform": uniform over the group's usable solved rollouts other than the rollout itself;
+    partial-solve, "shared": one of them for the whole group, a second one for the first itself, so that a group has
+    two teacher prompts instead of up to `n_c`;
     solve-none: one usable rollout of the group, uniform, for all the others.
 
     `rng` must be in the same state on every process: all of them draw the plan of the whole batch.
@@ -56,7 +66,11 @@ def choose_demonstrations(groups: Groups, route: Int[Tensor, " b"], rng: random.
         if routes[members[0]] == Route.PARTIAL:
             right = [j for j in candidates if solved[j]]
             # Drawn for every member, scored or not: who is masked must not change the others' draw.
-            drawn = {i: rng.choice([j for j in right if j != i]) for i in members}
+            if demonstrations == "shared":
+                first, second = rng.sample(right, 2)
+                drawn = {i: second if i == first else first for i in members}
+            else:
+                drawn = {i: rng.choice([j for j in right if j != i]) for i in members}
             pairs += [(i, drawn[i], True) for i in members if scorable[i]]
         elif routes[members[0]] == Route.NONE_SOLVED:
             shown = rng.choice(candidates)

@@ -10,7 +10,7 @@ Where the paper is silent, or we differ (full table in docs/method.md):
 2. one threshold serves partial-solve and solve-none groups;
 3. in a solve-none group the mean and standard deviation of the diversity scores are over the scored rollouts,
    and the demonstration itself gets advantage 0;
-4. `normalize`, `weight_sign` and `mix` are ours; their defaults are the paper's method.
+4. `normalize`, `weight_sign`, `mix` and `demonstrations` are ours; their defaults are the paper's method.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scgrpo.credit.diagnostics import credit_metrics
 from scgrpo.credit.methods import Credit, Evidence, Groups, Plan, of_rollouts, register_credit_method
-from scgrpo.credit.routing import Route, choose_demonstrations, group_members, route_groups
+from scgrpo.credit.routing import Demonstrations, Route, choose_demonstrations, group_members, route_groups
 from scgrpo.credit.weighting import Normalize, WeightSign, saturating_weight, shape_weights, thresholds
 from scgrpo.errors import ConfigError
 
@@ -45,9 +45,10 @@ class SCGRPO:
     normalize: Normalize = "none"
     weight_sign: WeightSign = "both"
     mix: float = 1.0
+    demonstrations: Demonstrations = "uniform"
 
     def plan(self, groups: Groups, rng: random.Random) -> Plan:
-        return choose_demonstrations(groups, self.route(groups), rng)
+        return choose_demonstrations(groups, self.route(groups), rng, self.demonstrations)
 
     def assign(self, groups: Groups, plan: Plan, evidence: Evidence) -> Credit:
         route = self.route(groups)
@@ -105,6 +106,7 @@ class SCGRPO:
             ("scope", self.scope, ("generation_batch", "micro_batch")),
             ("normalize", self.normalize, ("none", "mean_one")),
             ("weight_sign", self.weight_sign, ("both", "solved", "failed")),
+            ("demonstrations", self.demonstrations, ("uniform", "shared")),
         ):
             if value not in known:
                 problems.append(f"{name} is {value!r}: choose one of {', '.join(known)}.")

@@ -49,6 +49,9 @@ class SCGRPOConfig(GRPOConfig):
     credit_weight_sign: str = _setting(
         "both", "Rollouts weighted per token: both (the paper), solved, or failed; the others get the mean weight."
     )
+    credit_demonstrations: str = _setting(
+        "uniform", "uniform: each rollout draws one of its group (the paper); shared: one for the group, cheaper."
+    )
     credit_mix: float = _setting(1.0, "Share of the weight against uniform credit, 1 = the paper.")
 
     success_reward: str | None = _setting(None, "Reward function that decides 'solved'. Default: the first one.")
