@@ -1,4 +1,4 @@
-"""Sharing prompts: the same hidden states as with a copy of the prompt per completion, or a fall-back that is told."""
+"""Sharing prompts: the same hidden states as with a prompt copied per completion; or it falls back and says so."""
 
 from __future__ import annotations
 

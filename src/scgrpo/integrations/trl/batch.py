@@ -32,6 +32,15 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
+class Uncredited:
+    """A generation batch whose plan is made and whose rollouts are not scored yet."""
+
+    rollouts: Rollouts
+    groups: Groups
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class ScoredBatch:
     """One generation batch with its credit, handed to every listener of the trainer (`trainer.listeners`).
 

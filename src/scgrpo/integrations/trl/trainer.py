@@ -14,29 +14,28 @@ Differences from GRPOTrainer:
 from __future__ import annotations
 
 import random
-import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from scgrpo.credit import Credit, CreditMethod, Evidence, Groups, Plan
+from scgrpo.credit import CreditMethod
 from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.errors import ConfigError, IncompatibleHostError
 from scgrpo.integrations.trl import compat
-from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, gather_groups, share_evidence
+from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
-from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts, TeacherPromptFn
+from scgrpo.integrations.trl.conditioning import Conditioner, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
+from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree
 from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
 from scgrpo.teacher.models import backbone, has_dropout, output_head
@@ -97,11 +96,19 @@ class SCGRPOTrainer(GRPOTrainer):
             decay=args.teacher_ema_decay,
         )
         self.add_callback(_TeacherUpdate(self._teacher))
-        self._condition = self._conditioner(policy, teacher_prompt_fn)
+        self._evidence = EvidenceOfAll(
+            self.accelerator,
+            self._conditioner(policy, teacher_prompt_fn),
+            self._log_credit,
+            floor=getattr(self.credit_method, "floor", None),
+        )
+        # What passes from one of TRL's steps to the next: its rollouts with their rewards; hidden states of its own
+        # pass; the batch whose credit the loss will assign, and that loss's inputs.
         self._rollouts: Rollouts | None = None
-        self._old_logps_hidden: list[Tensor] | None = None
+        self._captured: Tensor | None = None
         self._capturing = False
-        self._probed = False
+        self._uncredited: Uncredited | None = None
+        self._loss_inputs: dict[str, Any] | None = None
 
     # ---- the three seams of TRL ---------------------------------------------------------------------------------
 
@@ -115,11 +122,22 @@ class SCGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         # Dropout is on in TRL's pass; its hidden states are the policy's own only where there is none.
         self._capturing = self.model.training and not has_dropout(self.model)
-        self._old_logps_hidden = None
+        self._captured = None
         batch = super()._generate_and_score_completions(inputs)
         self._capturing = False
         rollouts, self._rollouts = self._rollouts, None
-        return self._assign_credit(batch, rollouts) if self.model.training and rollouts is not None else batch
+        if self.model.training and rollouts is not None:
+            uncredited = self._plan(batch, rollouts)
+            hidden = self._captured if "old_per_token_logps" in batch else None
+            if self.args.teacher_timing == "loss" and hidden is None and len(uncredited.plan):
+                self._uncredited = uncredited
+                batch["credit_row"] = torch.arange(len(rollouts.prompts), device=batch["advantages"].device)
+                # The loss fills them in; should a TRL read them before, the loss is NaN and training stops.
+                batch["advantages"] = torch.full_like(batch["advantages"], torch.nan)
+            else:
+                self._assign_credit(uncredited, batch, hidden)
+        self._captured = None
+        return batch
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         micro_batch = inputs.get("credit_micro_batch")
@@ -128,33 +146,31 @@ class SCGRPOTrainer(GRPOTrainer):
                 "TRL cut the generation batch into other micro-batches than expected.",
                 "Set credit_scope='generation_batch', or install trl>=1.16,<1.17.",
             )
+        self._loss_inputs = inputs if self.model.training else None
         loss = super()._compute_loss(model, inputs)
+        self._loss_inputs = None
         check_finite("The loss", loss.detach()[None])
         return loss
 
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        in_loss = self._uncredited is not None and self._loss_inputs is not None
+        if not self._capturing and not in_loss:
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        # The first pass over a new generation batch is the one for the old log-probs: keep its hidden states, so
+        # that the student's forward is not paid twice. A later one is the reference model's.
+        self._capturing = False
+        with compat.captured_hidden_states(backbone(self.accelerator.unwrap_model(self.model))) as states:
+            result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        self._captured = torch.cat(states) if states else None
+        if in_loss:
+            self._credit_in_loss()
+        return result
+
     # ---- credit -------------------------------------------------------------------------------------------------
 
-    def _assign_credit(self, batch: dict[str, Any], rollouts: Rollouts) -> dict[str, Any]:
-        """plan / score / assign, on the whole generation batch."""
-        groups = self._groups(batch, rollouts)
-        # Named by seed and step: every process draws the same plan, and a resumed run the one it would have drawn.
-        rng = random.Random(f"scgrpo/{self.args.seed}/{self.state.global_step}/{self._step}")
-        plan = self.credit_method.plan(groups, rng)
-        conditioned, evidence = self._score(plan, batch, rollouts, groups)
-        credit = self.credit_method.assign(groups, plan, evidence)
-        check_finite("The credit assigned", credit.advantages)
-        rows, width = len(rollouts.prompts), batch["completion_ids"].shape[1]
-        first = self.accelerator.process_index * rows
-        if len(plan):
-            batch["advantages"] = credit.advantages[first : first + rows, :width]
-            if getattr(self.credit_method, "scope", None) == "micro_batch":
-                batch["credit_micro_batch"] = groups.micro_batch[first : first + rows]
-        self._log_credit({**route_metrics(groups, credit.route), **credit.metrics})
-        self._notify(rollouts, batch, groups, plan, evidence, credit, conditioned)
-        return batch
-
-    def _groups(self, batch: dict[str, Any], rollouts: Rollouts) -> Groups:
-        return gather_groups(
+    def _plan(self, batch: dict[str, Any], rollouts: Rollouts) -> Uncredited:
+        """Which rollouts of the generation batch are scored, and under which demonstration."""
+        groups = gather_groups(
             self.accelerator,
             batch,
             rollouts,
@@ -164,84 +180,67 @@ class SCGRPOTrainer(GRPOTrainer):
             complete_ids={*self.eos_token_ids, self._tokenizer.pad_token_id},
             micro_batch=compat.upcoming_micro_batches(len(rollouts.prompts), self.args.steps_per_generation),
         )
+        # Named by seed and step: every process draws the same plan, and a resumed run the one it would have drawn.
+        rng = random.Random(f"scgrpo/{self.args.seed}/{self.state.global_step}/{self._step}")
+        return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng))
 
-    def _score(
-        self, plan: Plan, batch: dict[str, Any], rollouts: Rollouts, groups: Groups
-    ) -> tuple[Conditioned | None, Evidence]:
-        """Evidence of every pair, on every process."""
-        if not len(plan):
-            return None, Evidence(*batch["advantages"].new_zeros(4, 0, groups.mask.shape[1]))
-        start = time.perf_counter()
-        local = self._local_rollouts(batch, rollouts)
-        if not self._probed:
-            self._probe(local)
-        completions = rollouts.completions
-        if self.accelerator.num_processes > 1:  # a demonstration may have been sampled by another process
-            completions = gather_object(list(completions))
-        conditioned = self._condition(plan, local, completions, self._agreed_forwards)
-        evidence = share_evidence(
-            self.accelerator, conditioned.evidence, conditioned.pairs, len(plan), groups.mask.shape[1]
-        )
-        shown = conditioned.demonstrations.values()
-        self._log_credit(
-            {
-                "teacher_pass_s": time.perf_counter() - start,
-                "demonstration_truncated_frac": _share([d.truncated for d in shown]),
-                "thinking_dropped_frac": _share([d.thinking_dropped for d in shown]),
-                "demonstration_empty_frac": _share([not d.text for d in shown]),
-            }
-        )
-        return conditioned, evidence
+    def _assign_credit(self, uncredited: Uncredited, batch: dict[str, Any], hidden: Tensor | None) -> None:
+        """Score the plan, and put per-token advantages in the batch.
 
-    def _local_rollouts(self, batch: dict[str, Any], rollouts: Rollouts) -> LocalRollouts:
-        completion_ids, mask = batch["completion_ids"], batch["completion_mask"] * batch.get("tool_mask", 1)
-        hidden, width = None, completion_ids.shape[1]
-        if self._old_logps_hidden is not None and "old_per_token_logps" in batch:
-            hidden = torch.cat(self._old_logps_hidden)[:, -width - 1 : -1]
-        self._old_logps_hidden = None
-        return LocalRollouts(
-            first=self.accelerator.process_index * len(rollouts.prompts),
+        Args:
+            batch: rows in the order they were sampled in.
+            hidden: (B, P + T, H) the policy's states of a pass of TRL over the batch, if there was one.
+        """
+        rollouts, groups, plan = uncredited.rollouts, uncredited.groups, uncredited.plan
+        completion_ids, width = batch["completion_ids"], batch["completion_ids"].shape[1]
+        rows = len(rollouts.prompts)
+        first = self.accelerator.process_index * rows
+        local = LocalRollouts(
+            first=first,
             prompts=rollouts.prompts,
             prompt_ids=_unpadded(batch["prompt_ids"], batch["prompt_mask"]),
             completion_ids=completion_ids,
             lengths=torch.tensor([len(ids) for ids in rollouts.completion_ids], device=completion_ids.device),
-            mask=mask.bool(),
-            hidden=hidden,
+            mask=(batch["completion_mask"] * batch.get("tool_mask", 1)).bool(),
+            hidden=None if hidden is None else hidden[:, -width - 1 : -1],
         )
-
-    def _probe(self, local: LocalRollouts) -> None:
-        """Once, at the start: do prompts render as sampled, and how large is D between identical contexts?"""
-        self._probed = True
-        self._condition.check_prompts(local)
-        noise = self._condition.noise_floor(local)
-        if noise is None:
-            return
-        self._log_credit({"noise_floor": noise})
-        floor = getattr(self.credit_method, "floor", None)
-        if floor is not None and floor < 5 * noise:
-            warnings.warn(
-                f"token_kl between identical contexts is {noise:.1e} nats here, and the threshold may fall to "
-                f"credit_floor={floor:.1e}: rounding noise would get weight. Set credit_floor to at least "
-                f"{5 * noise:.1e}.",
-                stacklevel=2,
+        conditioned, evidence = self._evidence(plan, local, rollouts.completions, groups.mask.shape[1])
+        credit = self.credit_method.assign(groups, plan, evidence)
+        check_finite("The credit assigned", credit.advantages)
+        if len(plan):
+            batch["advantages"] = credit.advantages[first : first + rows, :width]
+            if getattr(self.credit_method, "scope", None) == "micro_batch":
+                batch["credit_micro_batch"] = groups.micro_batch[first : first + rows]
+        self._log_credit({**route_metrics(groups, credit.route), **credit.metrics})
+        if self.listeners:
+            scored = ScoredBatch(
+                step=self.state.global_step,
+                first=first,
+                rollouts=rollouts,
+                reward_names=self.reward_func_names,
+                prompt_ids=local.prompt_ids,
+                groups=groups,
+                plan=plan,
+                evidence=evidence,
+                credit=credit,
+                demonstrations=conditioned.demonstrations if conditioned else {},
+                teacher_prompt_ids=conditioned.teacher_prompt_ids if conditioned else {},
             )
+            for listener in self.listeners:
+                listener(scored)
 
-    def _agreed_forwards(self, mine: int) -> int | None:
-        """Processes that share sharded weights must run the same number of forwards, or they wait for ever."""
-        if self.accelerator.distributed_type != DistributedType.FSDP:
-            return None
-        return int(self.accelerator.gather(torch.tensor([mine], device=self.accelerator.device)).max())
-
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self._capturing:
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        # The first pass over a new generation batch is the one for the old log-probs: keep its hidden states, so
-        # that the student's forward is not paid twice. A later one is the reference model's.
-        self._capturing = False
-        with compat.captured_hidden_states(backbone(self.accelerator.unwrap_model(self.model))) as states:
-            result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        self._old_logps_hidden = states or None
-        return result
+    def _credit_in_loss(self) -> None:
+        """Assign credit between the loss's forward, whose states serve as the student's, and its backward."""
+        inputs, uncredited, hidden = self._loss_inputs, self._uncredited, self._captured
+        self._uncredited = self._captured = None
+        assert inputs is not None
+        assert uncredited is not None
+        assert hidden is not None
+        sampled = inputs["credit_row"].argsort()  # TRL has shuffled the rows
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask")
+        batch = {name: inputs[name][sampled] for name in names if name in inputs}
+        self._assign_credit(uncredited, batch, hidden.detach()[sampled])
+        inputs["advantages"] = batch["advantages"][inputs["credit_row"]]
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
@@ -278,10 +277,8 @@ class SCGRPOTrainer(GRPOTrainer):
         if not sharded:
             return CompletionStates(policy, candidates)
         # Through a cache, processes would run different numbers of forwards.
-        return CompletionStates(policy, tuple(c for c in candidates if c != "cached") or ("off",), self._all_agree)
-
-    def _all_agree(self, verdict: bool) -> bool:
-        return bool(self.accelerator.gather(torch.tensor([verdict], device=self.accelerator.device)).all())
+        kept = tuple(c for c in candidates if c != "cached") or ("off",)
+        return CompletionStates(policy, kept, partial(all_agree, self.accelerator))
 
     def _tokenize_rows(self, prompts: list[Prompt], rows: list[int]) -> list[list[int]]:
         """Token ids of prompts that stand for the given local rows, rendered as for generation."""
@@ -318,6 +315,10 @@ class SCGRPOTrainer(GRPOTrainer):
             )
         if self._is_vlm:
             problems.append("Models with images are not supported: their prompts cannot be re-rendered as text.")
+        if self.args.teacher_timing == "loss" and has_dropout(self.model):
+            problems.append(
+                "teacher_timing='loss' scores with the loss's own forward, whose dropout is on: set it to 0."
+            )
         peft = getattr(self.accelerator.unwrap_model(self.model), "active_peft_config", None)
         if peft is not None and peft.is_prompt_learning:
             problems.append("PEFT prompt tuning adds virtual tokens the conditioned pass would miss: use LoRA.")
@@ -327,6 +328,8 @@ class SCGRPOTrainer(GRPOTrainer):
         if kind == DistributedType.FSDP:
             if self.accelerator.state.fsdp_plugin.fsdp_version != 2:
                 problems.append("FSDP version 1 has not been verified: set fsdp_version to 2.")
+            if self.args.teacher_timing == "loss":
+                problems.append("teacher_timing='loss' has not been verified under FSDP.")
             if self.args.teacher_weights != "current":
                 problems.append("teacher_weights other than 'current' cannot be swapped under FSDP.")
         if problems:
@@ -348,39 +351,9 @@ class SCGRPOTrainer(GRPOTrainer):
                 Path(checkpoint), self._teacher, self.accelerator.process_index
             )
 
-    # ---- reporting ----------------------------------------------------------------------------------------------
-
     def _log_credit(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics["train"][f"credit/{name}"].append(value)
-
-    def _notify(
-        self,
-        rollouts: Rollouts,
-        batch: dict[str, Any],
-        groups: Groups,
-        plan: Plan,
-        evidence: Evidence,
-        credit: Credit,
-        conditioned: Conditioned | None,
-    ) -> None:
-        if not self.listeners:
-            return
-        scored = ScoredBatch(
-            step=self.state.global_step,
-            first=self.accelerator.process_index * len(rollouts.prompts),
-            rollouts=rollouts,
-            reward_names=self.reward_func_names,
-            prompt_ids=_unpadded(batch["prompt_ids"], batch["prompt_mask"]),
-            groups=groups,
-            plan=plan,
-            evidence=evidence,
-            credit=credit,
-            demonstrations=conditioned.demonstrations if conditioned else {},
-            teacher_prompt_ids=conditioned.teacher_prompt_ids if conditioned else {},
-        )
-        for listener in self.listeners:
-            listener(scored)
 
 
 class _TeacherUpdate(TrainerCallback):
@@ -395,7 +368,3 @@ class _TeacherUpdate(TrainerCallback):
 
 def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
-
-
-def _share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags) if flags else 0.0

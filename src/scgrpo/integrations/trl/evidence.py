@@ -1,0 +1,89 @@
+"""Evidence of a plan, whichever process sampled the rollouts: scored where they are, then shared with all."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+
+from scgrpo.credit import Evidence, Plan
+from scgrpo.integrations.trl.batch import share_evidence
+from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts
+
+
+@dataclass
+class EvidenceOfAll:
+    """Called by every process with the same plan; returns the same evidence on all.
+
+    Attributes:
+        condition: the conditioned pass on this process's rollouts.
+        log: takes metrics by name, without their prefix.
+        floor: smallest threshold c the credit method may use (nats), if it has one.
+    """
+
+    accelerator: Accelerator
+    condition: Conditioner
+    log: Callable[[dict[str, float]], None]
+    floor: float | None
+    probed: bool = False
+
+    def __call__(
+        self, plan: Plan, local: LocalRollouts, completions: Sequence[Any], width: int
+    ) -> tuple[Conditioned | None, Evidence]:
+        """Args: `completions` of this process, in the order of `local`; `width`: tokens of the longest of all."""
+        if not len(plan):
+            return None, Evidence(*torch.zeros(4, 0, width, device=self.accelerator.device))
+        start = time.perf_counter()
+        if not self.probed:
+            self.probe(local)
+        if self.accelerator.num_processes > 1:  # a demonstration may have been sampled by another process
+            completions = gather_object(list(completions))
+        conditioned = self.condition(plan, local, completions, self.agreed_forwards)
+        evidence = share_evidence(self.accelerator, conditioned.evidence, conditioned.pairs, len(plan), width)
+        shown = conditioned.demonstrations.values()
+        self.log(
+            {
+                "teacher_pass_s": time.perf_counter() - start,
+                "demonstration_truncated_frac": _share([d.truncated for d in shown]),
+                "thinking_dropped_frac": _share([d.thinking_dropped for d in shown]),
+                "demonstration_empty_frac": _share([not d.text for d in shown]),
+            }
+        )
+        return conditioned, evidence
+
+    def probe(self, local: LocalRollouts) -> None:
+        """Once, at the start: do prompts render as sampled, and how large is D between identical contexts?"""
+        self.probed = True
+        self.condition.check_prompts(local)
+        noise = self.condition.noise_floor(local)
+        if noise is None:
+            return
+        self.log({"noise_floor": noise})
+        if self.floor is not None and self.floor < 5 * noise:
+            warnings.warn(
+                f"token_kl between identical contexts is {noise:.1e} nats here, and the threshold may fall to "
+                f"credit_floor={self.floor:.1e}: rounding noise would get weight. Set credit_floor to at least "
+                f"{5 * noise:.1e}.",
+                stacklevel=2,
+            )
+
+    def agreed_forwards(self, mine: int) -> int | None:
+        """Processes that share sharded weights must run the same number of forwards, or they wait for ever."""
+        if self.accelerator.distributed_type != DistributedType.FSDP:
+            return None
+        return int(self.accelerator.gather(torch.tensor([mine], device=self.accelerator.device)).max())
+
+
+def all_agree(accelerator: Accelerator, verdict: bool) -> bool:
+    """True if it is True on every process."""
+    return bool(accelerator.gather(torch.tensor([verdict], device=accelerator.device)).all())
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 0.0
