@@ -89,3 +89,25 @@ def make_model(tokenizer: Any) -> Callable[..., Any]:
         return model
 
     return make
+
+
+@pytest.fixture
+def run_trainer(tokenizer: Any, make_model: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """Train on the small model; returns the trainer, what it did, and its model."""
+    from trl_harness import make_trainer
+
+    count = 0
+
+    def run(model: Any = None, **options: Any) -> tuple[Any, Any, Any]:
+        nonlocal count
+        count += 1
+        torch.manual_seed(0)
+        model = model if model is not None else make_model()
+        if options.get("beta"):  # TRL loads the reference model from where the policy came from
+            model.save_pretrained(tmp_path / "reference")
+            model.config._name_or_path = str(tmp_path / "reference")
+        trainer, seen = make_trainer(tmp_path / str(count), model, tokenizer, **options)
+        trainer.train()
+        return trainer, seen, model
+
+    return run

@@ -65,7 +65,7 @@ def test_the_defaults_are_the_papers() -> None:
         "normalize": "none",
         "weight_sign": "both",
         "mix": 1.0,
-            "demonstrations": "uniform",
+        "demonstrations": "uniform",
     }
 
 
