@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -107,8 +109,6 @@ def hangs_on_b(text: str) -> float:
 
 
 def test_a_verifier_that_hangs_is_killed_and_its_rollouts_have_no_verdict(run_trainer: Run, tmp_path: Any) -> None:
-    import inspect
-
     (tmp_path / "hanging.py").write_text("import time\n\n\n" + inspect.getsource(hangs_on_b))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(tmp_path))
@@ -145,7 +145,7 @@ def test_success_is_the_named_reward_and_never_the_weighted_sum(run_trainer: Run
 
 
 def test_an_unknown_success_reward_names_the_known(fails: Callable[..., None]) -> None:
-    with pytest.raises(ConfigError, match="success_reward='accuracy' is not among .* Choose one of starts_with_a"):
+    with pytest.raises(ConfigError, match=r"success_reward='accuracy' is not among .* Choose one of starts_with_a"):
         fails(ConfigError, "", success_reward="accuracy")
 
 
@@ -173,18 +173,13 @@ def test_a_nan_in_the_model_never_reaches_the_optimizer(fails: Callable[..., Non
 
 def test_a_nan_in_the_teacher_alone_is_named(fails: Callable[..., None]) -> None:
     def poison(trainer: Any) -> None:
-        original = trainer._evidence.condition.score.teacher_weights
-
-        from contextlib import contextmanager
-
         @contextmanager
-        def poisoned() -> Any:
-            with original():
-                weight = trainer.model.model.norm.weight
-                good = weight.detach().clone()
-                weight.data[0] = torch.inf
-                yield
-                weight.data.copy_(good)
+        def poisoned() -> Iterator[None]:
+            weight = trainer.model.model.norm.weight
+            good = weight.detach().clone()
+            weight.data[0] = torch.inf
+            yield
+            weight.data.copy_(good)
 
         trainer._evidence.condition.score.teacher_weights = poisoned
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 from trl_harness import make_trainer, parameters
 
 from scgrpo.errors import RunError
@@ -57,6 +58,17 @@ def start(tokenizer: Any, make_model: Callable[..., Any], tmp_path: Path) -> Cal
     return build
 
 
+class Killed(TrainerCallback):
+    """The process dies right after a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
 def logs(trainer: Any) -> dict[int, dict[str, float]]:
     return {
         log["step"]: {name: value for name, value in log.items() if not name.endswith(TIMES)}
@@ -70,8 +82,10 @@ def test_resumed_training_is_the_same_bit_by_bit(start: Callable[..., Any], tmp_
     settings = CASES[case]
     whole = start("whole", 5, **settings)
     whole.train()
-    first = start("parts", 3, **settings)
-    first.train()
+    first = start("parts", 5, **settings)
+    first.add_callback(Killed(3))
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
     torch.manual_seed(99)  # another process would begin with other streams
     second = start("parts", 5, **settings)
     second.train(resume_from_checkpoint=str(tmp_path / "parts/checkpoint-3"))
