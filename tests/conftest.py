@@ -15,6 +15,7 @@ install_import_hook(["scgrpo.credit", "scgrpo.divergence", "scgrpo.teacher"], "b
 
 import string
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def shared_dir() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
+def build_tokenizer() -> Any:
+    """One token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -61,34 +62,39 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def make_model(tokenizer: Any) -> Callable[..., Any]:
+def tokenizer() -> Any:
+    return build_tokenizer()
+
+
+def build_model(tokenizer: Any, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A random Qwen3 with sharp enough logits that contexts matter."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    def make(seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
-        from transformers import Qwen3Config, Qwen3ForCausalLM
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 0.3,
+    }
+    model = Qwen3ForCausalLM(Qwen3Config(**{**settings, **overrides})).to(dtype)
+    model.generation_config.pad_token_id = 0
+    model.generation_config.eos_token_id = 2
+    return model
 
-        torch.manual_seed(seed)
-        settings = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "max_position_embeddings": 256,
-            "tie_word_embeddings": True,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "initializer_range": 0.3,
-        }
-        model = Qwen3ForCausalLM(Qwen3Config(**{**settings, **overrides})).to(dtype)
-        model.generation_config.pad_token_id = 0
-        model.generation_config.eos_token_id = 2
-        return model
 
-    return make
+@pytest.fixture(scope="session")
+def make_model(tokenizer: Any) -> Callable[..., Any]:
+    return partial(build_model, tokenizer)
 
 
 @pytest.fixture

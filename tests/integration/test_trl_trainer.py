@@ -148,9 +148,7 @@ def test_lora_is_scored_with_its_adapter_and_without_its_dropout(run_trainer: Ru
 
 def test_bf16_weights(run_trainer: Run, make_model: Callable[..., Any]) -> None:
     options = {"model": make_model(dtype=torch.bfloat16), "completions": canned("SSFF"), "max_steps": 2}
-    with pytest.warns(
-        UserWarning, match=r"identical contexts is \d\.\de-0\d nats here.* Set credit_floor to at least"
-    ):
+    with pytest.warns(UserWarning, match=r"identical contexts is \d\.\de-0\d nats here.* Set credit_floor"):
         _, seen, _ = run_trainer(**options)
     weights = seen.scored[0].credit.weights
     assert torch.isfinite(weights).all()
