@@ -1,6 +1,23 @@
 """How far two predictions differ, from hidden states and the output head: exact, tiled, in fp32 or better."""
 
-from scgrpo.divergence.exact import TokenEvidence, token_evidence, token_evidence_reference, token_kl
+from scgrpo.divergence.exact import (
+    TokenEvidence,
+    VocabularySums,
+    merge_vocab_shards,
+    token_evidence,
+    token_kl,
+    vocabulary_sums,
+)
 from scgrpo.divergence.head import OutputHead
+from scgrpo.divergence.reference import token_evidence_reference
 
-__all__ = ["OutputHead", "TokenEvidence", "token_evidence", "token_evidence_reference", "token_kl"]
+__all__ = [
+    "OutputHead",
+    "TokenEvidence",
+    "VocabularySums",
+    "merge_vocab_shards",
+    "token_evidence",
+    "token_evidence_reference",
+    "token_kl",
+    "vocabulary_sums",
+]

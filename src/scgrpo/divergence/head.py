@@ -28,8 +28,12 @@ class OutputHead:
     softcap: float | None = None
     temperature: float = 1.0
 
+    def __len__(self) -> int:
+        """Number of words V."""
+        return len(self.weight)
+
     def logits(self, hidden: Float[Tensor, "n h"], start: int, stop: int) -> Float[Tensor, "n w"]:
-        """Logits of the words start..stop, in fp32 or better whatever the dtype of the model."""
+        """Logits of the words start..stop, in fp32 or better whatever the dtype of the model; differentiable."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logits = hidden.to(dtype) @ self.weight[start:stop].to(dtype).T
         if self.bias is not None:
@@ -39,6 +43,41 @@ class OutputHead:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits if self.temperature == 1 else logits / self.temperature
+
+    def finish_(self, products: Tensor, bias: Tensor | None) -> Tensor:
+        """`h W^T` to logits, in place; `bias` holds the entries that belong to the last dimension."""
+        if bias is not None:
+            products += bias
+        if self.softcap is not None:
+            products.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap)
+        factor = (1.0 if self.softcap is not None else self.scale) / self.temperature
+        return products if factor == 1 else products.mul_(factor)
+
+    def chosen(self, hidden: Float[Tensor, "n h"], words: Tensor) -> Tensor:
+        """Logits of given words: (N,) of one word per row, or (N, K) of several."""
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        products = (self.weight[words].to(dtype) @ hidden.to(dtype)[..., None])[..., 0] if words.ndim == 2 else None
+        if products is None:
+            products = (self.weight[words].to(dtype) * hidden.to(dtype)).sum(-1)
+        return self.finish_(products, None if self.bias is None else self.bias[words].to(dtype))
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """d logits / d (h W^T), from the logits."""
+        if self.softcap is None:
+            return self.scale / self.temperature
+        tanh = logits * (self.temperature / self.softcap)
+        return tanh.square_().neg_().add_(1).mul_(self.scale / self.temperature)
+
+
+def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """`out = left @ right`, accumulated and written in the dtype of `out` (fp32 or better), whatever the inputs'.
+
+    Half-precision factors on a GPU keep their tensor cores: only the sums must be fp32, and they are."""
+    if left.dtype == right.dtype == out.dtype:
+        return torch.mm(left, right, out=out)
+    if out.is_cuda and left.dtype == right.dtype and out.dtype == torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32, out=out)
+    return torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
 
 
 @contextmanager

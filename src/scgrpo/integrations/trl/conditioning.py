@@ -107,17 +107,19 @@ class Conditioner:
         """75th percentile of D (nats) between *identical* contexts that were batched differently.
 
         Their true D is 0: what is measured is numeric noise, and a threshold c near it would turn that noise into
-        weights. None if there is nothing to score. Every process runs the same number of forwards.
+        weights. One side is scored row by row, as the teacher is; the other is what the conditioned pass will take
+        for the student's: hidden states the host left, padded as it pads, or a padded pass. None if there is nothing
+        to score. Every process runs the same number of forwards.
         """
         chosen = list(range(min(rows, len(local.prompts))))
         prompt_ids = [list(local.prompt_ids[row]) for row in chosen]
-        pairs = self.pairs(replace(local, hidden=None), chosen, prompt_ids)
-        one_by_one = replace(self.score, max_rows=1, teacher_weights=nullcontext)
-        with torch.no_grad(), evaluation_mode(self.score.model), self.score.autocast():
-            together = self.score.redirect(
-                partial(rerun_hidden, self.score.model, prompt_ids, pairs.completions, pairs.lengths)
-            )
-        evidence = one_by_one(replace(pairs, student_hidden=together), num_forwards=len(chosen))
+        pairs = self.pairs(local, chosen, prompt_ids)
+        if pairs.student_hidden is None:
+            together = partial(rerun_hidden, self.score.model, prompt_ids, pairs.completions, pairs.lengths)
+            with torch.no_grad(), evaluation_mode(self.score.model), self.score.autocast():
+                pairs = replace(pairs, student_hidden=self.score.redirect(together))
+        one_by_one = replace(self.score, max_tokens=1, teacher_weights=nullcontext)
+        evidence = one_by_one(pairs, num_forwards=len(chosen))
         noise = evidence.token_kl[pairs.mask]
         return linear_quantile(noise, 0.75).item() if len(noise) else None
 

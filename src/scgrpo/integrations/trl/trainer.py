@@ -180,8 +180,10 @@ class SCGRPOTrainer(GRPOTrainer):
             complete_ids={*self.eos_token_ids, self._tokenizer.pad_token_id},
             micro_batch=compat.upcoming_micro_batches(len(rollouts.prompts), self.args.steps_per_generation),
         )
-        # Named by seed and step: every process draws the same plan, and a resumed run the one it would have drawn.
-        rng = random.Random(f"scgrpo/{self.args.seed}/{self.state.global_step}/{self._step}")
+        # Named by seed, step and generation batch: every process draws the same plan, a resumed run the one it would
+        # have drawn, and the cut into micro-batches does not matter.
+        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
+        rng = random.Random(f"scgrpo/{self.args.seed}/{self.state.global_step}/{generation}")
         return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng))
 
     def _assign_credit(self, uncredited: Uncredited, batch: dict[str, Any], hidden: Tensor | None) -> None:
