@@ -78,6 +78,38 @@ def test_number_of_forwards(build: Any, settings: dict[str, Any], without_gradie
     assert calls.count(True) == len(seen.losses) == settings.get("max_steps", 1)
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo"])
+@pytest.mark.parametrize("credit", ["sc_grpo", "uniform"])
+def test_rows_without_a_gradient_can_be_left_out(run_trainer: Run, loss_type: str, credit: str) -> None:
+    """Half of the rows: an all-solved group and an all-failed one, whose members are the longest."""
+
+    def completion(batch: int, row: int) -> list[int]:
+        return canned("SSFFSSSS", longest=4 if row < 4 else 8)(batch, row)
+
+    options = {"completions": completion, "loss_type": loss_type, "credit": credit, "max_steps": 2}
+    _, whole, model = run_trainer(**options)
+    _, part, other = run_trainer(drop_zero_advantages=True, **options)
+    assert [len(i["completion_ids"]) for i in whole.inputs] == [8, 8]
+    torch.testing.assert_close(part.losses, whole.losses, atol=1e-6, rtol=0)
+    for (name, a), b in zip(parameters(model).items(), parameters(other).values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-6, rtol=0, msg=name)
+
+
+def test_left_out_rows_see_no_forward(build: Any) -> None:
+    trainer, _ = build(completions=canned("SSFFSSSS"), drop_zero_advantages=True, max_steps=1, credit="uniform")
+    rows: list[int] = []
+    backbone(trainer.model).register_forward_hook(
+        lambda _m, _a, out: rows.append(len(out.last_hidden_state)) if torch.is_grad_enabled() else None
+    )
+    trainer.train()
+    assert rows == [4]
+
+
+def test_leaving_rows_out_is_refused_where_they_have_a_gradient(build: Any) -> None:
+    with pytest.raises(ConfigError, match=r"top_entropy_quantile < 1: the quantile is over all rows"):
+        build(drop_zero_advantages=True, top_entropy_quantile=0.5)
+
+
 def test_old_log_probs_and_student_log_probs_come_from_one_pass(run_trainer: Run) -> None:
     _, seen, _ = run_trainer(completions=canned("SSFF"), num_iterations=2, max_steps=1)
     scored, inputs = seen.scored[0], seen.inputs[0]

@@ -76,6 +76,10 @@ class SCGRPOConfig(GRPOConfig):
         "How rollouts share prompts in the conditioned pass: packed, cached, off, or auto.",
     )
 
+    drop_zero_advantages: bool = _setting(
+        False, "Leave rows whose advantages are all 0 out of the loss's forward: same gradient, less work."
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         problems = list(self._problems())

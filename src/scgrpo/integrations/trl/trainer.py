@@ -35,6 +35,7 @@ from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gat
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.conditioning import Conditioner, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
+from scgrpo.integrations.trl.dropping import check_droppable, drop_rows
 from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree
 from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
@@ -146,9 +147,13 @@ class SCGRPOTrainer(GRPOTrainer):
                 "TRL cut the generation batch into other micro-batches than expected.",
                 "Set credit_scope='generation_batch', or install trl>=1.16,<1.17.",
             )
+        factor = 1.0
+        if self.args.drop_zero_advantages and self.model.training:
+            inputs, factor = drop_rows(inputs, self.loss_type)
         self._loss_inputs = inputs if self.model.training else None
         loss = super()._compute_loss(model, inputs)
         self._loss_inputs = None
+        loss = loss if factor == 1 else loss * factor
         check_finite("The loss", loss.detach()[None])
         return loss
 
@@ -305,8 +310,14 @@ class SCGRPOTrainer(GRPOTrainer):
         return names.index(wanted)
 
     def _check_setup(self) -> None:
-        if self.args.credit == "uniform":
-            return
+        problems = check_droppable(self.args, self.aux_loss_enabled) if self.args.drop_zero_advantages else []
+        if self.args.credit != "uniform":
+            problems += self._credit_problems()
+        if problems:
+            raise ConfigError("This set-up cannot work:", " | ".join(problems))
+
+    def _credit_problems(self) -> list[str]:
+        """What keeps credit per token from working with this model or distribution."""
         problems = []
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         shown = self.args.demonstration_max_tokens or self.args.max_completion_length
@@ -334,8 +345,7 @@ class SCGRPOTrainer(GRPOTrainer):
                 problems.append("teacher_timing='loss' has not been verified under FSDP.")
             if self.args.teacher_weights != "current":
                 problems.append("teacher_weights other than 'current' cannot be swapped under FSDP.")
-        if problems:
-            raise ConfigError("This set-up cannot work with per-token credit:", " | ".join(problems))
+        return problems
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
