@@ -222,7 +222,7 @@ def test_long_demonstrations_are_cut_and_counted(run_trainer: Run, tokenizer: An
         completions=canned("SSFF", longest=8), demonstration_max_tokens=2, per_device_train_batch_size=16, max_steps=1
     )
     scored = seen.scored[0]
-    cut = [shown.truncated for shown in scored.demonstrations.values()]
+    cut = [scored.demonstrations[row].truncated for row in scored.plan.demonstration.tolist()]
     assert any(cut)
     assert all(len(tokenizer(shown.text)["input_ids"]) <= 2 for shown in scored.demonstrations.values())
     log = next(log for log in trainer.state.log_history if "loss" in log)

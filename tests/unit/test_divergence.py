@@ -188,26 +188,26 @@ def test_it_carries_no_gradient() -> None:
 
 def test_no_tile_exceeds_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
-    plain = OutputHead.logits
+    plain = exact.Tiles.over
 
-    def recorded(self: OutputHead, hidden: Tensor, start: int, stop: int) -> Tensor:
-        logits = plain(self, hidden, start, stop)
-        shapes.append(tuple(logits.shape))
-        return logits
+    def recorded(self: exact.Tiles, *hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        for words, tile in plain(self, *hidden):
+            shapes.append(tuple(tile.shape))
+            yield words, tile
 
-    monkeypatch.setattr(OutputHead, "logits", recorded)
+    monkeypatch.setattr(exact.Tiles, "over", recorded)
     student, teacher, tokens, weight = random_case(1200, 4, 9000)
     token_evidence(student, teacher, tokens, OutputHead(weight))
     # Student and teacher rows are stacked: 2 x 512 tokens, 4096 words, and the remainders.
-    assert {rows for rows, _ in shapes} == {1024, 2 * (1200 - 1024)}
-    assert {words for _, words in shapes} == {4096, 9000 - 8192}
-    assert sum(rows * words for rows, words in shapes) == 2 * 1200 * 9000
+    assert {shape[:2] for shape in shapes} == {(2, 512), (2, 1200 - 1024)}
+    assert max(8 * rows * words for _, rows, words in shapes) <= 16 * 2**20
+    assert sum(2 * rows * words for _, rows, words in shapes) == 2 * 1200 * 9000
 
     shapes.clear()
     token_evidence(
         student[:10], teacher[:10], tokens[:10], OutputHead(weight), tokens_per_tile=4, words_per_tile=1000
     )
-    assert max(shapes) == (8, 1000)
+    assert max(shapes) == (2, 4, 1000)
     assert len(shapes) == 3 * 9
 
 

@@ -214,9 +214,7 @@ def token_kl(
 def lead_of(direction: str) -> int:
     """The side whose expectation the divergence is."""
     if direction not in ("forward", "reverse"):
-        raise ConfigError(
-            f"Unknown direction {direction!r}.", "Choose forward (KL(teacher || student)) or reverse."
-        )
+        raise ConfigError(f"Unknown direction {direction!r}.", "Choose forward (KL(teacher || student)) or reverse.")
     return TEACHER if direction == "forward" else STUDENT
 
 

@@ -56,9 +56,8 @@ class OutputHead:
     def chosen(self, hidden: Float[Tensor, "n h"], words: Tensor) -> Tensor:
         """Logits of given words: (N,) of one word per row, or (N, K) of several."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        products = (self.weight[words].to(dtype) @ hidden.to(dtype)[..., None])[..., 0] if words.ndim == 2 else None
-        if products is None:
-            products = (self.weight[words].to(dtype) * hidden.to(dtype)).sum(-1)
+        states = hidden if words.ndim == 1 else hidden[:, None]
+        products = (self.weight[words].to(dtype) * states.to(dtype)).sum(-1)
         return self.finish_(products, None if self.bias is None else self.bias[words].to(dtype))
 
     def slope(self, logits: Tensor) -> Tensor | float:

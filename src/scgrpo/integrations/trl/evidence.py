@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType, gather_object
 from scgrpo.credit import Evidence, Plan
 from scgrpo.integrations.trl.batch import share_evidence
 from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts
+from scgrpo.teacher.prompts import Demonstration
 
 
 @dataclass
@@ -46,15 +47,8 @@ class EvidenceOfAll:
             completions = gather_object(list(completions))
         conditioned = self.condition(plan, local, completions, self.agreed_forwards)
         evidence = share_evidence(self.accelerator, conditioned.evidence, conditioned.pairs, len(plan), width)
-        shown = conditioned.demonstrations.values()
-        self.log(
-            {
-                "teacher_pass_s": time.perf_counter() - start,
-                "demonstration_truncated_frac": _share([d.truncated for d in shown]),
-                "thinking_dropped_frac": _share([d.thinking_dropped for d in shown]),
-                "demonstration_empty_frac": _share([not d.text for d in shown]),
-            }
-        )
+        shown = [conditioned.demonstrations[int(plan.demonstration[pair])] for pair in conditioned.pairs]
+        self.log({"teacher_pass_s": time.perf_counter() - start, **self.demonstration_shares(shown)})
         return conditioned, evidence
 
     def probe(self, local: LocalRollouts) -> None:
@@ -73,6 +67,17 @@ class EvidenceOfAll:
                 stacklevel=2,
             )
 
+    def demonstration_shares(self, shown: Sequence[Demonstration]) -> dict[str, float]:
+        """Shares of the demonstrations shown (one per scored rollout) by all processes."""
+        counts = {
+            "demonstration_truncated_frac": sum(d.truncated for d in shown),
+            "thinking_dropped_frac": sum(d.thinking_dropped for d in shown),
+            "demonstration_empty_frac": sum(not d.text for d in shown),
+        }
+        local = torch.tensor([*counts.values(), len(shown)], dtype=torch.float32, device=self.accelerator.device)
+        *totals, number = self.accelerator.reduce(local, reduction="sum").tolist()
+        return {name: total / max(1, number) for name, total in zip(counts, totals, strict=True)}
+
     def agreed_forwards(self, mine: int) -> int | None:
         """Processes that share sharded weights must run the same number of forwards, or they wait for ever."""
         if self.accelerator.distributed_type != DistributedType.FSDP:
@@ -83,7 +88,3 @@ class EvidenceOfAll:
 def all_agree(accelerator: Accelerator, verdict: bool) -> bool:
     """True if it is True on every process."""
     return bool(accelerator.gather(torch.tensor([verdict], device=accelerator.device)).all())
-
-
-def _share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags) if flags else 0.0
