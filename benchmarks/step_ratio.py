@@ -13,7 +13,7 @@ import _common
 STAGES = {
     "sampling": "_generate",
     "verifier": "_calculate_rewards",
-    "conditioned pass": "_score",
+    "conditioned pass": "_assign_credit",
     "loss forward": "_compute_loss",
 }
 
