@@ -1,0 +1,98 @@
+"""Settings that cannot work are refused when the config is read, all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import pytest
+from transformers import HfArgumentParser
+from trl import GRPOConfig, TrlParser
+
+from scgrpo import SCGRPOConfig
+from scgrpo.errors import ConfigError
+
+BASE: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": "none"}
+
+REFUSED = [
+    ({"loss_type": "luspo"}, "loss_type='luspo' cannot carry credit per token"),
+    ({"importance_sampling_level": "sequence"}, "the gradient sees only the mean of the weights"),
+    ({"credit": "sc_grpa"}, "Did you mean 'sc_grpo'"),
+    ({"credit_quantile": 1.5}, "quantile is 1.5"),
+    ({"credit_floor": 0.0}, "floor is 0.0 nats"),
+    ({"credit_mix": -0.1}, "mix is -0.1"),
+    ({"credit_scope": "batch"}, "scope is 'batch'"),
+    ({"credit_demonstrations": "best"}, "demonstrations is 'best'"),
+    ({"teacher_template": "maths"}, "maths"),
+    ({"teacher_weights": "average"}, "average"),
+    ({"teacher_timing": "later"}, "teacher_timing='later'"),
+    ({"teacher_timing": "loss", "gradient_accumulation_steps": 4}, "steps_per_generation=4"),
+    ({"teacher_prefix_sharing": "yes"}, "teacher_prefix_sharing='yes'"),
+    ({"teacher_max_tokens": 0}, "teacher_max_tokens is 0"),
+    ({"demonstration_max_tokens": 0}, "demonstration_max_tokens is 0"),
+]
+
+
+@pytest.fixture
+def as_a_user() -> Iterator[None]:
+    """Without the run-time type checks of the test suite, which would speak first."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.usefixtures("as_a_user")
+@pytest.mark.parametrize(("settings", "match"), REFUSED, ids=lambda value: str(value)[:40])
+def test_each_is_refused_with_a_reason(tmp_path: Path, settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match.replace("(", r"\(")):
+        SCGRPOConfig(str(tmp_path), **{**BASE, **settings})
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"3 setting\(s\) cannot work") as caught:
+        SCGRPOConfig(str(tmp_path), loss_type="luspo", credit_mix=2.0, teacher_max_tokens=0, **BASE)
+    for name in ("luspo", "mix is 2.0", "teacher_max_tokens"):
+        assert name in str(caught.value)
+
+
+def test_uniform_takes_every_loss_trl_has(tmp_path: Path) -> None:
+    settings = {"loss_type": "luspo", "importance_sampling_level": "sequence"}
+    assert SCGRPOConfig(str(tmp_path), credit="uniform", **settings, **BASE).loss_type == "luspo"
+
+
+def test_defaults_are_trls_but_for_the_two_that_are_documented(tmp_path: Path) -> None:
+    ours, theirs = SCGRPOConfig(str(tmp_path), **BASE), GRPOConfig(str(tmp_path), **BASE)
+    different = {
+        field.name
+        for field in dataclasses.fields(theirs)
+        if getattr(ours, field.name) != getattr(theirs, field.name) and field.name not in ("logging_dir",)
+    }
+    assert different == {"loss_type", "vllm_importance_sampling_mode"}
+
+
+def test_every_setting_of_ours_has_a_help_text() -> None:
+    known = {field.name for field in dataclasses.fields(GRPOConfig)}
+    for field in dataclasses.fields(SCGRPOConfig):
+        if field.name not in known:
+            assert len(field.metadata["help"]) > 10, field.name
+
+
+def test_flags_and_yaml_reach_the_method(tmp_path: Path) -> None:
+    flags = ["--credit_mix", "0.5", "--credit_weight_sign", "solved", "--use_cpu", "true", "--bf16", "false"]
+    (flagged,) = HfArgumentParser(SCGRPOConfig).parse_args_into_dataclasses(["--output_dir", str(tmp_path), *flags])
+    assert (flagged.credit_method().mix, flagged.credit_method().weight_sign) == (0.5, "solved")
+    config = tmp_path / "c.yaml"
+    lines = [
+        f"output_dir: {tmp_path}",
+        "credit_alpha: 0.0",
+        "credit_scope: micro_batch",
+        "use_cpu: true",
+        "bf16: false",
+    ]
+    config.write_text("\n".join(lines))
+    (read,) = TrlParser(SCGRPOConfig).parse_args_and_config(["--config", str(config)])
+    assert (read.credit_method().alpha, read.credit_method().scope) == (0.0, "micro_batch")
