@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from trl_harness import canned, make_trainer, parameters, prompt_rows
 
+from scgrpo import SCGRPO
 from scgrpo.errors import ConfigError, IncompatibleHostError
 from scgrpo.integrations.trl import compat
 from scgrpo.teacher.models import backbone
@@ -62,8 +64,8 @@ def test_all_metrics_are_logged_and_trls_names_are_untouched(run_trainer: Run) -
 @pytest.mark.parametrize(
     ("settings", "without_gradient"),
     [
-        ({}, 2),  # a student pass and a teacher pass
-        ({"teacher_timing": "loss"}, 1),  # the loss's forward is the student's
+        ({"teacher_timing": "generation"}, 2),  # a student pass and a teacher pass
+        ({}, 1),  # the loss's forward is the student's
         ({"num_iterations": 2, "steps_per_generation": 1, "max_steps": 2}, 2),  # TRL's pass for the old log-probs
     ],
     ids=["own pass", "in the loss", "old log-probs"],
@@ -78,15 +80,67 @@ def test_number_of_forwards(build: Any, settings: dict[str, Any], without_gradie
     assert calls.count(True) == len(seen.losses) == settings.get("max_steps", 1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "timing"),
+    [
+        ({}, True),
+        ({"steps_per_generation": 2, "gradient_accumulation_steps": 2}, False),
+        ({"attention_dropout": 0.1}, False),
+    ],
+    ids=["one micro-batch", "two", "dropout"],
+)
+def test_scoring_is_put_in_the_loss_where_that_is_the_same(
+    build: Any, make_model: Callable[..., Any], settings: dict[str, Any], timing: bool
+) -> None:
+    model = make_model(**{k: v for k, v in settings.items() if "dropout" in k})
+    trainer, _ = build(model=model, **{k: v for k, v in settings.items() if "dropout" not in k})
+    assert trainer._in_loss is timing
+
+
+def test_one_product_with_the_output_head_gives_log_probs_and_divergence(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL's kernel sees only the tokens that have no teacher: those of the group that is all solved."""
+    trainer, seen = build(completions=canned("SSFFSSSS"), max_steps=1)
+    tokens: list[int] = []
+    kernel = compat.trl_utils._ChunkedLogProbFunction
+
+    class Counted(kernel):  # type: ignore[misc, valid-type]
+        @classmethod
+        def apply(cls, hidden: torch.Tensor, *rest: Any) -> Any:
+            tokens.append(len(hidden))
+            return kernel.apply(hidden, *rest)
+
+    monkeypatch.setattr(compat.trl_utils, "_ChunkedLogProbFunction", Counted)
+    trainer.train()
+    assert tokens == [sum(len(ids) for ids in seen.scored[0].rollouts.completion_ids[4:])]
+    assert compat.trl_utils._ChunkedLogProbFunction is Counted  # put back
+
+
+@pytest.mark.parametrize("change", [{"top_entropy_quantile": 0.5}, {"entropy_coef": 0.01}, {"beta": 0.1}])
+def test_scoring_in_the_loss_gives_it_the_same_log_probs_entropies_and_gradients(
+    run_trainer: Run, change: dict[str, Any]
+) -> None:
+    options = {"completions": canned("SSFFSSSSFFFF"), "per_device_train_batch_size": 12, "max_steps": 2, **change}
+    (first, _, a), (second, _, b) = (
+        run_trainer(teacher_timing=timing, **options) for timing in ("loss", "generation")
+    )
+    for name in ("loss", "entropy", "grad_norm"):
+        for x, y in zip(first.state.log_history[:2], second.state.log_history[:2], strict=True):
+            assert x[name] == pytest.approx(y[name], abs=2e-6), name
+    for (name, x), y in zip(parameters(a).items(), parameters(b).values(), strict=True):
+        torch.testing.assert_close(x, y, atol=2e-6, rtol=0, msg=name)
+
+
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo"])
-@pytest.mark.parametrize("credit", ["sc_grpo", "uniform"])
-def test_rows_without_a_gradient_can_be_left_out(run_trainer: Run, loss_type: str, credit: str) -> None:
+@pytest.mark.parametrize("settings", [{}, {"teacher_timing": "generation"}, {"credit": "uniform"}], ids=str)
+def test_rows_without_a_gradient_can_be_left_out(run_trainer: Run, loss_type: str, settings: dict[str, Any]) -> None:
     """Half of the rows: an all-solved group and an all-failed one, whose members are the longest."""
 
     def completion(batch: int, row: int) -> list[int]:
         return canned("SSFFSSSS", longest=4 if row < 4 else 8)(batch, row)
 
-    options = {"completions": completion, "loss_type": loss_type, "credit": credit, "max_steps": 2}
+    options = {"completions": completion, "loss_type": loss_type, "max_steps": 2, **settings}
     _, whole, model = run_trainer(**options)
     _, part, other = run_trainer(drop_zero_advantages=True, **options)
     assert [len(i["completion_ids"]) for i in whole.inputs] == [8, 8]
@@ -95,14 +149,27 @@ def test_rows_without_a_gradient_can_be_left_out(run_trainer: Run, loss_type: st
         torch.testing.assert_close(a, b, atol=2e-6, rtol=0, msg=name)
 
 
-def test_left_out_rows_see_no_forward(build: Any) -> None:
-    trainer, _ = build(completions=canned("SSFFSSSS"), drop_zero_advantages=True, max_steps=1, credit="uniform")
+@pytest.mark.parametrize("credit", ["uniform", "sc_grpo"])
+def test_left_out_rows_see_no_forward(build: Any, credit: str) -> None:
+    trainer, _ = build(completions=canned("SSFFSSSS"), drop_zero_advantages=True, max_steps=1, credit=credit)
     rows: list[int] = []
     backbone(trainer.model).register_forward_hook(
         lambda _m, _a, out: rows.append(len(out.last_hidden_state)) if torch.is_grad_enabled() else None
     )
     trainer.train()
     assert rows == [4]
+
+
+def test_a_method_that_credits_what_was_left_out_is_an_error(build: Any) -> None:
+    class Generous(SCGRPO):
+        def assign(self, groups: Any, plan: Any, evidence: Any) -> Any:
+            credit = super().assign(groups, plan, evidence)
+            return replace(credit, advantages=credit.advantages + 0.1)
+
+    options = {"completions": canned("SSFFSSSS"), "drop_zero_advantages": True, "max_steps": 1}
+    trainer, _ = build(trainer_options={"credit_method": Generous()}, **options)
+    with pytest.raises(ConfigError, match="gave rollout 4 an advantage, but it was neither scored nor had one"):
+        trainer.train()
 
 
 def test_leaving_rows_out_is_refused_where_they_have_a_gradient(build: Any) -> None:
@@ -276,7 +343,7 @@ def test_a_loss_that_reads_advantages_too_early_cannot_train(build: Any, monkeyp
 
     trainer, _ = build(completions=canned("SSFF"), teacher_timing="loss", max_steps=1)
     before = parameters(trainer.model)
-    monkeypatch.setattr(type(trainer), "_credit_in_loss", lambda self: None)
+    monkeypatch.setattr(type(trainer), "_credit_in_loss", lambda self, states, tokens, kernel: kernel(states, tokens))
     with pytest.raises(NonFiniteError, match="The loss is nan"):
         trainer.train()
     for name, value in parameters(trainer.model).items():

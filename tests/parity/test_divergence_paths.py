@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -71,6 +72,50 @@ def test_values_and_gradients_are_those_of_autograd(settings: dict[str, Any], di
         gradients.append((*(v.detach() for v in values), h.grad, w.grad))
     for tiled_value, plain_value in zip(*gradients, strict=True):
         torch.testing.assert_close(tiled_value, plain_value, atol=1e-10, rtol=1e-10)
+
+
+def test_a_constant_divergence_has_no_gradient_and_does_not_keep_the_teacher() -> None:
+    student, teacher, tokens, weight = case()
+    bias = torch.linspace(-1, 1, len(weight), dtype=torch.float64)
+    gradients, kept = [], []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    for tiled in (True, False):
+        h, w, b = student.clone().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()
+        head = OutputHead(w, b, softcap=3.0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            if tiled:
+                found = differentiable_evidence(h, teacher, tokens, head, constant_kl=True, words_per_tile=17)
+                assert not found.token_kl.requires_grad
+                assert h.data_ptr() in kept
+                assert teacher.data_ptr() not in kept
+                logps, entropy = found.student_logps, found.student_entropy
+            else:
+                logps, entropy, _ = plain(h, teacher, tokens, head, "forward")
+        (logps.sum() + 0.3 * entropy.square().sum()).backward()
+        gradients.append((h.grad, w.grad, b.grad))
+    for tiled_value, plain_value in zip(*gradients, strict=True):
+        torch.testing.assert_close(tiled_value, plain_value, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("settings", HEADS, ids=["plain head", "bias, scale, cap, temperature"])
+def test_a_heads_own_precision_rounds_its_factors_and_nothing_else(settings: dict[str, Any]) -> None:
+    """As under a host's autocast: bf16 factors, fp32 sums and logits."""
+    student, teacher, tokens, weight = case(dtype=torch.float32)
+    head = replace(make_head(weight, settings), compute_dtype=torch.bfloat16)
+    found = token_evidence(student, teacher, tokens, head, tokens_per_tile=5, words_per_tile=17)
+    rounded = [x.bfloat16().double() for x in (student, teacher, weight)]
+    expected = token_evidence_reference(*rounded[:2], tokens, make_head(rounded[2], settings))
+    exact = token_evidence_reference(student.double(), teacher.double(), tokens, make_head(weight.double(), settings))
+    for name in ("token_kl", "teacher_logps", "student_logps", "student_entropy"):
+        torch.testing.assert_close(getattr(found, name).double(), getattr(expected, name), atol=2e-5, rtol=0)
+        assert (getattr(found, name) - getattr(exact, name)).abs().max() > 1e-3
+    tiled = differentiable_evidence(student, teacher, tokens, head)
+    for name in ("token_kl", "student_logps", "student_entropy"):
+        torch.testing.assert_close(getattr(tiled, name), getattr(found, name), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("settings", HEADS, ids=["plain head", "bias, scale, cap, temperature"])

@@ -159,15 +159,20 @@ def test_teacher_weights_are_the_teachers_alone(make_model: Callable[..., Any]) 
 
     @contextmanager
     def others() -> Iterator[None]:
-        mine = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(other.state_dict())
-        yield
-        model.load_state_dict(mine)
+        def swap() -> None:
+            for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+                mine.data, its.data = its.data, mine.data
 
-    # Only the backbone is the teacher's: the head is applied to both outside.
+        swap()
+        yield
+        swap()
+
     found = make_pass(model, teacher_weights=others)(pairs)
     plain = make_pass(model)(pairs)
     assert torch.equal(found.student_logps, plain.student_logps)
+    # The whole teacher: its backbone and its output head.
+    expected = make_pass(other)(pairs)
+    torch.testing.assert_close(found.teacher_logps, expected.teacher_logps, atol=1e-5, rtol=0)
     assert (found.teacher_logps - plain.teacher_logps).abs().max() > 0.1
 
 

@@ -36,6 +36,7 @@ def differentiable_evidence(
     *,
     student_head: OutputHead | None = None,
     direction: Direction = "forward",
+    constant_kl: bool = False,
     backend: Backend = "auto",
     tokens_per_tile: int | None = None,
     words_per_tile: int | None = None,
@@ -43,11 +44,12 @@ def differentiable_evidence(
     """`token_evidence` whose `student_logps`, `student_entropy` and `token_kl` carry gradients.
 
     Gradients reach the student's hidden states and the weight and bias of its head; everything about the teacher, and
-    both log-sum-exps, are constants. Arguments and errors are those of `token_evidence`.
+    both log-sum-exps, are constants. With `constant_kl` so is `token_kl` (a weight, not a loss), and the teacher's
+    states are not kept for the backward pass. Other arguments and errors are those of `token_evidence`.
     """
     own = student_head or head
     check_shapes(student_hidden, teacher_hidden, tokens, (own, head))
-    call = _Call(own, head, direction, backend, tokens_per_tile, words_per_tile)
+    call = _Call(own, head, direction, constant_kl, backend, tokens_per_tile, words_per_tile)
     return TokenEvidence(
         *_Evidence.apply(student_hidden, own.weight, own.bias, teacher_hidden.detach(), tokens, call)
     )
@@ -60,6 +62,7 @@ class _Call:
     student_head: OutputHead
     head: OutputHead
     direction: Direction
+    constant_kl: bool
     backend: Backend
     tokens_per_tile: int | None
     words_per_tile: int | None
@@ -90,9 +93,11 @@ class _Evidence(torch.autograd.Function):
             words_per_tile=call.words_per_tile,
         )
         fields = tuple(vars(found).values())
-        ctx.save_for_backward(student_hidden, weight, bias, teacher_hidden, tokens, *fields)
+        kept = None if call.constant_kl else teacher_hidden
+        ctx.save_for_backward(student_hidden, weight, bias, kept, tokens, *fields)
         ctx.call = call
-        ctx.mark_non_differentiable(found.teacher_logps, found.teacher_logsumexp, found.student_logsumexp)
+        constants = [found.teacher_logps, found.teacher_logsumexp, found.student_logsumexp]
+        ctx.mark_non_differentiable(*constants, *([found.token_kl] if call.constant_kl else []))
         ctx.set_materialize_grads(False)
         return fields
 
@@ -105,9 +110,7 @@ class _Evidence(torch.autograd.Function):
         token_kl, _, logps, entropy, *_ = grads
         upstream = _Upstream(token_kl, logps, entropy)
         with full_precision(student_hidden.device.type):
-            _accumulate(wanted, upstream, ctx.call, student_hidden, teacher_hidden, evidence)
-            if logps is not None:
-                wanted.add_chosen(logps, ctx.call.student_head, student_hidden, tokens)
+            _accumulate(wanted, upstream, ctx.call, student_hidden, teacher_hidden, tokens, evidence)
         return (*wanted.like((student_hidden, weight, bias)), None, None, None)
 
 
@@ -166,13 +169,13 @@ class _Gradients:
         if self.bias is not None:
             self.bias[words] += to_products.sum(0)
 
-    def add_chosen(self, logps: Tensor, head: OutputHead, states: Tensor, tokens: Tensor) -> None:
+    def add_chosen(self, logps: Tensor, rows: slice, head: OutputHead, states: Tensor, tokens: Tensor) -> None:
         """The [j = y] term of the log-probability."""
         dtype = logps.dtype
         slope = head.slope(head.chosen(states, tokens)) if head.softcap is not None else head.slope(logps)
         to_chosen = logps * slope
         if self.hidden is not None:
-            self.hidden.addcmul_(to_chosen[:, None], head.weight[tokens].to(dtype))
+            self.hidden[rows].addcmul_(to_chosen[:, None], head.rounded(head.weight[tokens]).to(dtype))
         if self.weight is not None:
             self.weight.index_add_(0, tokens, to_chosen[:, None] * states.to(dtype))
         if self.bias is not None:
@@ -192,17 +195,20 @@ def _accumulate(
     upstream: _Upstream,
     call: _Call,
     student_hidden: Tensor,
-    teacher_hidden: Tensor,
+    teacher_hidden: Tensor | None,
+    tokens: Tensor,
     evidence: TokenEvidence,
 ) -> None:
     """Recompute the tiles and add what each says about hidden states, weight and bias."""
     own, n = call.student_head, len(student_hidden)
     shape = tile_shape(n, len(own), student_hidden.device, call.tokens_per_tile, call.words_per_tile)
-    heads = (own,) if upstream.token_kl is None else (own, call.head)
-    tiles = Tiles(heads, shape, student_hidden)
+    with_teacher = upstream.token_kl is not None and teacher_hidden is not None
+    tiles = Tiles((own, call.head) if with_teacher else (own,), shape, student_hidden)
     for rows in tiles.blocks(n):
-        states = tiles.factor(student_hidden[rows])
-        both = (states,) if upstream.token_kl is None else (states, teacher_hidden[rows])
+        states = tiles.factor(own, student_hidden[rows])
+        both = (states, teacher_hidden[rows]) if teacher_hidden is not None and with_teacher else (states,)
         for words, tile in tiles.over(*both):
             to_logits = upstream.to_logits(tile, rows, evidence, lead_of(call.direction))
             wanted.add(to_logits.mul_(own.slope(tile[STUDENT])), rows, words, states, tiles.weight(own, words))
+        if upstream.logps is not None:
+            wanted.add_chosen(upstream.logps[rows], rows, own, states, tokens[rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ class OutputHead:
     Attributes:
         weight: (V, H); bias: (V,) or None.
         scale, softcap, temperature: unitless, temperature > 0.
+        compute_dtype: h and W are rounded to it before they are multiplied, as a host's autocast does, so that the
+            tensor cores of a GPU can be used; None: as they are. Sums and logits are fp32 or better either way.
     """
 
     weight: Float[Tensor, "v h"]
@@ -27,15 +29,20 @@ class OutputHead:
     scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
+    compute_dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
         """Number of words V."""
         return len(self.weight)
 
+    def detached(self) -> OutputHead:
+        """The same numbers as constants, apart from the parameters they came from."""
+        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
     def logits(self, hidden: Float[Tensor, "n h"], start: int, stop: int) -> Float[Tensor, "n w"]:
         """Logits of the words start..stop, in fp32 or better whatever the dtype of the model; differentiable."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logits = hidden.to(dtype) @ self.weight[start:stop].to(dtype).T
+        logits = self.rounded(hidden).to(dtype) @ self.rounded(self.weight[start:stop]).to(dtype).T
         if self.bias is not None:
             logits = logits + self.bias[start:stop].to(dtype)
         if self.scale != 1:
@@ -43,6 +50,10 @@ class OutputHead:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits if self.temperature == 1 else logits / self.temperature
+
+    def rounded(self, factor: Tensor) -> Tensor:
+        """Hidden states or weights in the precision they are multiplied in."""
+        return factor if self.compute_dtype is None else factor.to(self.compute_dtype)
 
     def finish_(self, products: Tensor, bias: Tensor | None) -> Tensor:
         """`h W^T` to logits, in place; `bias` holds the entries that belong to the last dimension."""
@@ -57,7 +68,7 @@ class OutputHead:
         """Logits of given words: (N,) of one word per row, or (N, K) of several."""
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         states = hidden if words.ndim == 1 else hidden[:, None]
-        products = (self.weight[words].to(dtype) * states.to(dtype)).sum(-1)
+        products = (self.rounded(self.weight[words]).to(dtype) * self.rounded(states).to(dtype)).sum(-1)
         return self.finish_(products, None if self.bias is None else self.bias[words].to(dtype))
 
     def slope(self, logits: Tensor) -> Tensor | float:

@@ -55,7 +55,7 @@ class Tiles:
         self.dtype = torch.promote_types(like.dtype, torch.float32)
         self._logits = like.new_empty(len(heads) * shape.rows * shape.words, dtype=self.dtype)
         # Half-precision weights are widened tile by tile where the hardware cannot accumulate them in fp32.
-        widen = not like.is_cuda and any(head.weight.dtype != self.dtype for head in heads)
+        widen = not like.is_cuda and any((head.compute_dtype or head.weight.dtype) != self.dtype for head in heads)
         widest = max(head.weight.shape[1] for head in heads)
         self._weight = like.new_empty(shape.words * widest if widen else 0, dtype=self.dtype)
 
@@ -68,7 +68,8 @@ class Tiles:
         """(words, logits of shape (models, n, w)) over the whole vocabulary, for n <= `shape.rows` tokens."""
         count, n = len(hidden), len(hidden[0])
         stacked = all(head is self.heads[0] for head in self.heads)
-        factors = [self.factor(torch.cat(hidden))] if stacked else [self.factor(states) for states in hidden]
+        rows = [torch.cat(hidden)] if stacked else hidden
+        factors = [self.factor(head, states) for head, states in zip(self.heads, rows, strict=False)]
         for start in range(0, len(self.heads[0]), self.shape.words):
             words = slice(start, min(start + self.shape.words, len(self.heads[0])))
             width = words.stop - words.start
@@ -80,11 +81,12 @@ class Tiles:
 
     def weight(self, head: OutputHead, words: slice) -> Tensor:
         """(w, H) rows of the head's weight in a dtype `product` can use as it is; overwritten by the next call."""
-        rows = head.weight[words]
+        rows = head.rounded(head.weight[words])
         if rows.is_cuda or rows.dtype == self.dtype:
             return rows
         return self._weight[: rows.numel()].view(rows.shape).copy_(rows)
 
-    def factor(self, states: Tensor) -> Tensor:
+    def factor(self, head: OutputHead, states: Tensor) -> Tensor:
         """Hidden states in a dtype `product` can use as it is."""
+        states = head.rounded(states)
         return states if states.is_cuda else states.to(self.dtype)

@@ -1,15 +1,16 @@
 """The conditioned pass: the same completion tokens, scored with and without a demonstration in context.
 
 Each batch of pairs makes two backbone passes, without gradient and with dropout off, and hands the hidden states to
-`scgrpo.divergence.token_evidence`. Prompt and completion stand next to each other and padding is on the right, so a
-row's numbers do not depend on its neighbours beyond rounding.
+`scgrpo.divergence`. Prompt and completion stand next to each other and padding is on the right, so a row's numbers do
+not depend on its neighbours beyond rounding. Where the host has made the student's pass already, only the teacher's
+is left; where that pass is the loss's own, its log-probs and entropy come from the same product with the output head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scgrpo.credit import Evidence
-from scgrpo.divergence import OutputHead, TokenEvidence, token_evidence
+from scgrpo.divergence import OutputHead, TokenEvidence, differentiable_evidence, token_evidence
 from scgrpo.errors import NonFiniteError, ShapeError
 from scgrpo.teacher.hidden import CompletionStates
 from scgrpo.teacher.models import evaluation_mode
@@ -36,8 +37,8 @@ class Pairs:
         completions: (P, T) the sampled ids, padded on the right.
         lengths: (P,) completion length in tokens.
         mask: (P, T) tokens to score.
-        student_hidden: (P, T, H) hidden states that predict each token, if a pass of the host left them;
-            otherwise they are computed.
+        student_hidden: (P, T, H) hidden states that predict each token, if a pass of the host left them; otherwise
+            they are computed. With a gradient, the evidence's `student_logps` and `student_entropy` have one too.
     """
 
     student_prompts: Sequence[Sequence[int]]
@@ -86,7 +87,7 @@ class ConditionedPass:
         states: hidden states of completions under prompts.
         max_rows: a forward takes at most as many tokens as this many of the longest student rows (at least one row).
         max_tokens: the same limit as a number of tokens.
-        teacher_weights: context manager under which the model has the teacher's weights.
+        teacher_weights: context manager under which the model has the teacher's weights; None: they are the policy's.
         redirect: see `Redirect`.
         autocast: context manager of the host's mixed precision for the backbone.
     """
@@ -96,11 +97,10 @@ class ConditionedPass:
     states: CompletionStates
     max_rows: int = 8
     max_tokens: int | None = None
-    teacher_weights: Callable[[], AbstractContextManager[Any]] = nullcontext
+    teacher_weights: Callable[[], AbstractContextManager[Any]] | None = None
     redirect: Redirect = field(default=lambda score: score())
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    @torch.no_grad()
     def __call__(self, pairs: Pairs, num_forwards: int | None = None) -> Evidence:
         """Evidence (P, T) of all pairs; 0 where the mask is False.
 
@@ -114,7 +114,8 @@ class ConditionedPass:
         """
         out = torch.zeros(4, *pairs.completions.shape, dtype=torch.float32, device=pairs.completions.device)
         batches = list(self.batches(pairs))
-        with evaluation_mode(self.model):
+        differentiable = pairs.student_hidden is not None and pairs.student_hidden.requires_grad
+        with evaluation_mode(self.model), torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             for rows in batches:
                 batch = pairs.select(rows)
                 scores = self.redirect(partial(self._score, batch))
@@ -158,14 +159,28 @@ class ConditionedPass:
             yield batch
 
     def _score(self, batch: Pairs) -> TokenEvidence:
-        with self.autocast():
+        with torch.no_grad(), self.autocast():
             student = batch.student_hidden
             if student is None:
                 student = self.states(batch.student_prompts, batch.completions, batch.lengths)
-            with self.teacher_weights():
+            own_weights = self.teacher_weights or nullcontext
+            with own_weights():
                 teacher = self.states(batch.teacher_prompts, batch.completions, batch.lengths)
-        tokens = batch.completions[batch.mask]
-        return token_evidence(student[batch.mask], teacher[batch.mask], tokens, self.head())
+                # Detached, as the parameter itself has the policy's values again outside.
+                teacher_head = self._head(batch).detached() if self.teacher_weights else None
+        own = self._head(batch)
+        kept, tokens = (student[batch.mask], teacher[batch.mask]), batch.completions[batch.mask]
+        head, student_head = (own, None) if teacher_head is None else (teacher_head, own)
+        if student.requires_grad and torch.is_grad_enabled():
+            return differentiable_evidence(*kept, tokens, head, student_head=student_head, constant_kl=True)
+        return token_evidence(*kept, tokens, head, student_head=student_head)
+
+    def _head(self, batch: Pairs) -> OutputHead:
+        """On a GPU autocast's precision holds for the product with the head, too, as it does for the policy's own."""
+        head, device = self.head(), batch.completions.device.type
+        with self.autocast():
+            mixed = device != "cpu" and torch.is_autocast_enabled(device)
+            return replace(head, compute_dtype=torch.get_autocast_dtype(device)) if mixed else head
 
 
 _FIELDS = ("token_kl", "teacher_logps", "student_logps", "student_entropy")

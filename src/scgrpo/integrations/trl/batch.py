@@ -110,7 +110,8 @@ def share_evidence(
     accelerator: Accelerator, local: Evidence, mine: Sequence[int], pairs: int, width: int
 ) -> Evidence:
     """Evidence of all pairs from what each process scored: pairs `mine` of this one, padded to `width` tokens."""
-    stacked = torch.stack([local.token_kl, local.teacher_logps, local.student_logps, local.student_entropy])
+    fields = (local.token_kl, local.teacher_logps, local.student_logps, local.student_entropy)
+    stacked = torch.stack([field.detach() for field in fields])
     whole = stacked.new_zeros(4, pairs, width)
     whole[:, mine, : stacked.shape[2]] = stacked
     if accelerator.num_processes > 1:

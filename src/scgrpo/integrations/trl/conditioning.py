@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -111,15 +110,16 @@ class Conditioner:
         for the student's: hidden states the host left, padded as it pads, or a padded pass. None if there is nothing
         to score. Every process runs the same number of forwards.
         """
-        chosen = list(range(min(rows, len(local.prompts))))
+        rows = min(rows, len(local.prompts))
+        chosen = local.mask.any(dim=1).nonzero()[:rows, 0].tolist() or [0]
         prompt_ids = [list(local.prompt_ids[row]) for row in chosen]
         pairs = self.pairs(local, chosen, prompt_ids)
         if pairs.student_hidden is None:
             together = partial(rerun_hidden, self.score.model, prompt_ids, pairs.completions, pairs.lengths)
             with torch.no_grad(), evaluation_mode(self.score.model), self.score.autocast():
                 pairs = replace(pairs, student_hidden=self.score.redirect(together))
-        one_by_one = replace(self.score, max_tokens=1, teacher_weights=nullcontext)
-        evidence = one_by_one(pairs, num_forwards=len(chosen))
+        one_by_one = replace(self.score, max_tokens=1, teacher_weights=None)
+        evidence = one_by_one(pairs, num_forwards=rows)
         noise = evidence.token_kl[pairs.mask]
         return linear_quantile(noise, 0.75).item() if len(noise) else None
 

@@ -64,9 +64,10 @@ class SCGRPOConfig(GRPOConfig):
     teacher_snapshot_steps: int = _setting(10, "Optimizer steps between snapshots.")
     teacher_ema_decay: float = _setting(0.99, "Decay per optimizer step of teacher_weights=ema.")
     teacher_timing: str = _setting(
-        "generation",
+        "auto",
         "When rollouts are scored: generation = after sampling, with TRL's own pass for the old log-probs or else a "
-        "student pass of ours; loss = inside the loss, whose forward serves (needs steps_per_generation=1).",
+        "student pass of ours; loss = inside the loss, whose forward serves (needs steps_per_generation=1, no "
+        "dropout, no sharding); auto = loss where that can be.",
     )
     teacher_max_tokens: int | None = _setting(
         None, "Tokens per forward of the conditioned pass. Default: as many as a training micro-batch has."
@@ -109,8 +110,8 @@ class SCGRPOConfig(GRPOConfig):
             problems.append(
                 f"teacher_prefix_sharing={self.teacher_prefix_sharing!r}: choose one of auto, {', '.join(SHARING)}."
             )
-        if self.teacher_timing not in ("generation", "loss"):
-            problems.append(f"teacher_timing={self.teacher_timing!r}: choose generation or loss.")
+        if self.teacher_timing not in ("auto", "generation", "loss"):
+            problems.append(f"teacher_timing={self.teacher_timing!r}: choose auto, generation or loss.")
         if self.teacher_timing == "loss" and self.steps_per_generation != 1:
             problems.append(
                 f"teacher_timing='loss' with steps_per_generation={self.steps_per_generation}: the threshold and the "

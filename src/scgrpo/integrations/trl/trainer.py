@@ -26,18 +26,26 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from scgrpo.credit import CreditMethod
+from scgrpo.credit import Credit, CreditMethod
 from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.errors import ConfigError, IncompatibleHostError
 from scgrpo.integrations.trl import compat
 from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
-from scgrpo.integrations.trl.conditioning import Conditioner, LocalRollouts, TeacherPromptFn
+from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
-from scgrpo.integrations.trl.dropping import check_droppable, drop_rows
+from scgrpo.integrations.trl.dropping import drop_rows
 from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree
+from scgrpo.integrations.trl.in_loss import (
+    check_left_out,
+    completion_logps,
+    padded_states,
+    pending_advantages,
+    sampled_order,
+)
 from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
+from scgrpo.integrations.trl.setup import check_setup, scores_in_loss
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
 from scgrpo.teacher.models import backbone, has_dropout, output_head
 from scgrpo.teacher.prompts import DemonstrationFormatter, Prompt, control_tokens, get_template, teacher_prompt
@@ -88,7 +96,7 @@ class SCGRPOTrainer(GRPOTrainer):
         self.credit_method = credit_method or args.credit_method()
         self.listeners: list[Callable[[ScoredBatch], None]] = []
         self._success = self._success_column()
-        self._check_setup()
+        check_setup(self)
         policy = self.accelerator.unwrap_model(self.model)
         self._teacher = TeacherWeights(
             policy,
@@ -104,12 +112,13 @@ class SCGRPOTrainer(GRPOTrainer):
             floor=getattr(self.credit_method, "floor", None),
         )
         # What passes from one of TRL's steps to the next: its rollouts with their rewards; hidden states of its own
-        # pass; the batch whose credit the loss will assign, and that loss's inputs.
+        # pass; the batch whose credit the loss will assign, and that loss's inputs (all, kept).
         self._rollouts: Rollouts | None = None
         self._captured: Tensor | None = None
         self._capturing = False
+        self._in_loss = scores_in_loss(self)
         self._uncredited: Uncredited | None = None
-        self._loss_inputs: dict[str, Any] | None = None
+        self._loss_inputs: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     # ---- the three seams of TRL ---------------------------------------------------------------------------------
 
@@ -129,12 +138,15 @@ class SCGRPOTrainer(GRPOTrainer):
         rollouts, self._rollouts = self._rollouts, None
         if self.model.training and rollouts is not None:
             uncredited = self._plan(batch, rollouts)
-            hidden = self._captured if "old_per_token_logps" in batch else None
-            if self.args.teacher_timing == "loss" and hidden is None and len(uncredited.plan):
-                self._uncredited = uncredited
-                batch["credit_row"] = torch.arange(len(rollouts.prompts), device=batch["advantages"].device)
-                # The loss fills them in; should a TRL read them before, the loss is NaN and training stops.
-                batch["advantages"] = torch.full_like(batch["advantages"], torch.nan)
+            hidden = None
+            if self._captured is not None and "old_per_token_logps" in batch:
+                hidden = self._captured[:, -batch["completion_ids"].shape[1] - 1 : -1]
+            if self._in_loss and hidden is None and len(uncredited.plan):
+                self._uncredited, rows = uncredited, len(rollouts.prompts)
+                batch["credit_row"] = torch.arange(rows, device=batch["advantages"].device)
+                first = self.accelerator.process_index * rows
+                pending = pending_advantages(uncredited.groups, uncredited.plan, first, batch["advantages"])
+                batch["advantages"] = pending
             else:
                 self._assign_credit(uncredited, batch, hidden)
         self._captured = None
@@ -147,28 +159,35 @@ class SCGRPOTrainer(GRPOTrainer):
                 "TRL cut the generation batch into other micro-batches than expected.",
                 "Set credit_scope='generation_batch', or install trl>=1.16,<1.17.",
             )
-        factor = 1.0
+        kept, factor = inputs, 1.0
         if self.args.drop_zero_advantages and self.model.training:
-            inputs, factor = drop_rows(inputs, self.loss_type)
-        self._loss_inputs = inputs if self.model.training else None
-        loss = super()._compute_loss(model, inputs)
+            kept, factor = drop_rows(inputs, self.loss_type)
+        self._loss_inputs = (inputs, kept) if self.model.training else None
+        loss = super()._compute_loss(model, kept)
         self._loss_inputs = None
         loss = loss if factor == 1 else loss * factor
         check_finite("The loss", loss.detach()[None])
         return loss
 
-    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        in_loss = self._uncredited is not None and self._loss_inputs is not None
-        if not self._capturing and not in_loss:
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        compute = partial(
+            super()._get_per_token_logps_and_entropies,
+            *(model, input_ids, attention_mask, logits_to_keep, *args),
+            **kwargs,
+        )
+        if self._uncredited is not None and self._loss_inputs is not None:
+            with compat.completions_scored_by(self._credit_in_loss, attention_mask, logits_to_keep):
+                return compute()
+        if not self._capturing:
+            return compute()
         # The first pass over a new generation batch is the one for the old log-probs: keep its hidden states, so
         # that the student's forward is not paid twice. A later one is the reference model's.
         self._capturing = False
         with compat.captured_hidden_states(backbone(self.accelerator.unwrap_model(self.model))) as states:
-            result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+            result = compute()
         self._captured = torch.cat(states) if states else None
-        if in_loss:
-            self._credit_in_loss()
         return result
 
     # ---- credit -------------------------------------------------------------------------------------------------
@@ -191,12 +210,14 @@ class SCGRPOTrainer(GRPOTrainer):
         rng = random.Random(f"scgrpo/{self.args.seed}/{self.state.global_step}/{generation}")
         return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng))
 
-    def _assign_credit(self, uncredited: Uncredited, batch: dict[str, Any], hidden: Tensor | None) -> None:
+    def _assign_credit(
+        self, uncredited: Uncredited, batch: dict[str, Any], hidden: Tensor | None
+    ) -> tuple[Conditioned | None, Credit]:
         """Score the plan, and put per-token advantages in the batch.
 
         Args:
             batch: rows in the order they were sampled in.
-            hidden: (B, P + T, H) the policy's states of a pass of TRL over the batch, if there was one.
+            hidden: (B, T, H) the policy's states, from a pass of TRL, that predict the tokens; None: compute them.
         """
         rollouts, groups, plan = uncredited.rollouts, uncredited.groups, uncredited.plan
         completion_ids, width = batch["completion_ids"], batch["completion_ids"].shape[1]
@@ -209,7 +230,7 @@ class SCGRPOTrainer(GRPOTrainer):
             completion_ids=completion_ids,
             lengths=torch.tensor([len(ids) for ids in rollouts.completion_ids], device=completion_ids.device),
             mask=(batch["completion_mask"] * batch.get("tool_mask", 1)).bool(),
-            hidden=None if hidden is None else hidden[:, -width - 1 : -1],
+            hidden=hidden,
         )
         conditioned, evidence = self._evidence(plan, local, rollouts.completions, groups.mask.shape[1])
         credit = self.credit_method.assign(groups, plan, evidence)
@@ -235,19 +256,24 @@ class SCGRPOTrainer(GRPOTrainer):
             )
             for listener in self.listeners:
                 listener(scored)
+        return conditioned, credit
 
-    def _credit_in_loss(self) -> None:
-        """Assign credit between the loss's forward, whose states serve as the student's, and its backward."""
-        inputs, uncredited, hidden = self._loss_inputs, self._uncredited, self._captured
-        self._uncredited = self._captured = None
-        assert inputs is not None
-        assert uncredited is not None
-        assert hidden is not None
-        sampled = inputs["credit_row"].argsort()  # TRL has shuffled the rows
-        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask")
-        batch = {name: inputs[name][sampled] for name in names if name in inputs}
-        self._assign_credit(uncredited, batch, hidden.detach()[sampled])
-        inputs["advantages"] = batch["advantages"][inputs["credit_row"]]
+    def _credit_in_loss(self, states: Tensor, tokens: Tensor, kernel: compat.Kernel) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies (n,) of the loss's completion tokens; on the way, the batch gets its credit."""
+        assert self._loss_inputs is not None
+        assert self._uncredited is not None
+        (whole, kept), uncredited, self._uncredited = self._loss_inputs, self._uncredited, None
+        rows = len(uncredited.rollouts.prompts)
+        first = self.accelerator.process_index * rows
+        present = kept["completion_mask"].bool()
+        batch, place = sampled_order(whole, kept)
+        conditioned, credit = self._assign_credit(uncredited, batch, padded_states(states, present)[place])
+        assert conditioned is not None
+        check_left_out(credit, first, rows, kept)
+        kept["advantages"] = batch["advantages"][kept["credit_row"]]
+        pairs = uncredited.plan.rollout[conditioned.pairs] - first
+        scored = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()[pairs]
+        return completion_logps(conditioned, scored, place[pairs], present, states, tokens, kernel)
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
@@ -260,7 +286,7 @@ class SCGRPOTrainer(GRPOTrainer):
             states=self._states(policy, sharded),
             max_rows=args.per_device_train_batch_size,
             max_tokens=args.teacher_max_tokens,
-            teacher_weights=self._teacher.applied,
+            teacher_weights=None if args.teacher_weights == "current" else self._teacher.applied,
             autocast=self.accelerator.autocast,
         )
         if sharded:
@@ -308,44 +334,6 @@ class SCGRPOTrainer(GRPOTrainer):
                 f"success_reward={wanted!r} is not among the reward functions.", f"Choose one of {', '.join(names)}."
             )
         return names.index(wanted)
-
-    def _check_setup(self) -> None:
-        problems = check_droppable(self.args, self.aux_loss_enabled) if self.args.drop_zero_advantages else []
-        if self.args.credit != "uniform":
-            problems += self._credit_problems()
-        if problems:
-            raise ConfigError("This set-up cannot work:", " | ".join(problems))
-
-    def _credit_problems(self) -> list[str]:
-        """What keeps credit per token from working with this model or distribution."""
-        problems = []
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        shown = self.args.demonstration_max_tokens or self.args.max_completion_length
-        if limit and shown + self.args.max_completion_length > limit:
-            problems.append(
-                f"A demonstration ({shown} tokens) and a completion ({self.args.max_completion_length}) exceed the "
-                f"model's {limit} positions: lower demonstration_max_tokens."
-            )
-        if self._is_vlm:
-            problems.append("Models with images are not supported: their prompts cannot be re-rendered as text.")
-        if self.args.teacher_timing == "loss" and has_dropout(self.model):
-            problems.append(
-                "teacher_timing='loss' scores with the loss's own forward, whose dropout is on: set it to 0."
-            )
-        peft = getattr(self.accelerator.unwrap_model(self.model), "active_peft_config", None)
-        if peft is not None and peft.is_prompt_learning:
-            problems.append("PEFT prompt tuning adds virtual tokens the conditioned pass would miss: use LoRA.")
-        kind = self.accelerator.distributed_type
-        if kind == DistributedType.DEEPSPEED and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            problems.append("DeepSpeed ZeRO-3 has not been verified: use FSDP with fsdp_version 2, or ZeRO-2.")
-        if kind == DistributedType.FSDP:
-            if self.accelerator.state.fsdp_plugin.fsdp_version != 2:
-                problems.append("FSDP version 1 has not been verified: set fsdp_version to 2.")
-            if self.args.teacher_timing == "loss":
-                problems.append("teacher_timing='loss' has not been verified under FSDP.")
-            if self.args.teacher_weights != "current":
-                problems.append("teacher_weights other than 'current' cannot be swapped under FSDP.")
-        return problems
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,78 @@
+"""What a trainer's model and distribution allow, checked before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.utils import DistributedType
+
+from scgrpo.errors import ConfigError
+from scgrpo.integrations.trl import compat
+from scgrpo.integrations.trl.dropping import check_droppable
+from scgrpo.teacher.models import has_dropout
+
+# Every process has all the weights.
+_REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def check_setup(trainer: Any) -> None:
+    """Raise ConfigError, with all problems at once, unless the trainer's settings can work with its model."""
+    args = trainer.args
+    problems = check_droppable(args, trainer.aux_loss_enabled) if args.drop_zero_advantages else []
+    if args.credit != "uniform":
+        problems += [*_model_problems(trainer), *_distribution_problems(trainer)]
+    if problems:
+        raise ConfigError("This set-up cannot work:", " | ".join(problems))
+
+
+def scores_in_loss(trainer: Any) -> bool:
+    """Whether rollouts are scored inside the loss: where it is asked for, or where it is known to be the same.
+
+    Raises:
+        IncompatibleHostError: it is asked for, and TRL's output head is not the one it was written for.
+    """
+    args = trainer.args
+    if args.teacher_timing != "auto":
+        in_loss = args.teacher_timing == "loss"
+    else:
+        whole = args.steps_per_generation == 1  # one micro-batch is the generation batch: threshold and groups
+        in_loss = whole and trainer.accelerator.distributed_type in _REPLICATED and not has_dropout(trainer.model)
+    if in_loss:
+        compat.check_fused_head()
+    return in_loss
+
+
+def _model_problems(trainer: Any) -> list[str]:
+    """What keeps credit per token from working with this model."""
+    args, problems = trainer.args, []
+    limit = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+    shown = args.demonstration_max_tokens or args.max_completion_length
+    if limit and shown + args.max_completion_length > limit:
+        problems.append(
+            f"A demonstration ({shown} tokens) and a completion ({args.max_completion_length}) exceed the "
+            f"model's {limit} positions: lower demonstration_max_tokens."
+        )
+    if trainer._is_vlm:
+        problems.append("Models with images are not supported: their prompts cannot be re-rendered as text.")
+    if args.teacher_timing == "loss" and has_dropout(trainer.model):
+        problems.append("teacher_timing='loss' scores with the loss's own forward, whose dropout is on: set it to 0.")
+    peft = getattr(trainer.accelerator.unwrap_model(trainer.model), "active_peft_config", None)
+    if peft is not None and peft.is_prompt_learning:
+        problems.append("PEFT prompt tuning adds virtual tokens the conditioned pass would miss: use LoRA.")
+    return problems
+
+
+def _distribution_problems(trainer: Any) -> list[str]:
+    """What keeps it from working with this distribution."""
+    args, problems = trainer.args, []
+    kind, state = trainer.accelerator.distributed_type, trainer.accelerator.state
+    if kind == DistributedType.DEEPSPEED and state.deepspeed_plugin.zero_stage == 3:
+        problems.append("DeepSpeed ZeRO-3 has not been verified: use FSDP with fsdp_version 2, or ZeRO-2.")
+    if kind == DistributedType.FSDP:
+        if state.fsdp_plugin.fsdp_version != 2:
+            problems.append("FSDP version 1 has not been verified: set fsdp_version to 2.")
+        if args.teacher_timing == "loss":
+            problems.append("teacher_timing='loss' has not been verified under FSDP.")
+        if args.teacher_weights != "current":
+            problems.append("teacher_weights other than 'current' cannot be swapped under FSDP.")
+    return problems
