@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.context import Context
 from benchmarks.measure import interleaved
 from benchmarks.models import Steps, make_steps
 from benchmarks.results import Table, timed_rows
-from scgrpo.divergence import OutputHead, TokenEvidence
+from scgrpo.divergence import OutputHead, TokenEvidence, choice
 from scgrpo.divergence.reference import token_evidence_reference
-from scgrpo.teacher import scoring
 
 GRPO = "GRPO (TRL)"
 SHARED = "SC-GRPO, shared demonstration"
@@ -86,14 +84,14 @@ def literally(steps: Steps) -> Any:
 @contextmanager
 def full_logits() -> Iterator[None]:
     """The conditioned pass without tiles."""
-    tiled = scoring.token_evidence
+    tiled = choice.token_evidence
 
-    def plain(student: Tensor, teacher: Tensor, tokens: Tensor, head: OutputHead, **_: Any) -> TokenEvidence:
+    def plain(*call: Any, student_head: OutputHead | None, direction: Any) -> TokenEvidence:
         with torch.no_grad():
-            return token_evidence_reference(student, teacher, tokens, head)
+            return token_evidence_reference(*call, student_head=student_head, direction=direction)
 
-    scoring.token_evidence = plain  # type: ignore[assignment]
+    choice.token_evidence = plain  # type: ignore[assignment]
     try:
         yield
     finally:
-        scoring.token_evidence = tiled
+        choice.token_evidence = tiled

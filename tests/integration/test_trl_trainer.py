@@ -245,6 +245,19 @@ def test_lora_is_scored_with_its_adapter_and_without_its_dropout(run_trainer: Ru
         assert found != pytest.approx(logps(), abs=1e-2)
 
 
+@pytest.mark.parametrize("kind", ["topk", "k1", "k3"])
+@pytest.mark.parametrize("timing", ["loss", "generation"])
+def test_approximations_train_in_place_of_the_exact_divergence(run_trainer: Run, kind: str, timing: str) -> None:
+    options = {"completions": canned("SSFF"), "max_steps": 1, "teacher_timing": timing}
+    _, exact, _ = run_trainer(**options)
+    _, seen, _ = run_trainer(divergence=kind, divergence_topk=4, **options)
+    a, b = seen.scored[0].evidence, exact.scored[0].evidence
+    assert (a.token_kl - b.token_kl).abs().max() > 1e-3
+    torch.testing.assert_close(a.student_logps, b.student_logps, atol=1e-6, rtol=0)
+    if kind == "topk":
+        assert bool((a.token_kl <= b.token_kl + 1e-6).all())
+
+
 def test_bf16_weights(run_trainer: Run, make_model: Callable[..., Any]) -> None:
     options = {"model": make_model(dtype=torch.bfloat16), "completions": canned("SSFF"), "max_steps": 2}
     with pytest.warns(UserWarning, match=r"identical contexts is \d\.\de-0\d nats here.* Set credit_floor"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scgrpo.divergence import (
+    Divergence,
     OutputHead,
     differentiable_evidence,
     merge_vocab_shards,
@@ -200,6 +201,34 @@ def test_top_k_with_all_words_is_exact_and_with_few_a_lower_bound() -> None:
     few = topk_token_kl(student, teacher, head, k=8)
     assert (few.token_kl <= expected.token_kl + 1e-9).all()
     assert (few.token_kl > 0.2 * expected.token_kl).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_every_kind_of_divergence_leaves_the_rest_of_the_evidence_exact(direction: Any, differentiable: bool) -> None:
+    student, teacher, tokens, weight = case()
+    head, h = OutputHead(weight), student.clone().requires_grad_(differentiable)
+    exact = token_evidence(student, teacher, tokens, head, direction=direction)
+    r = exact.teacher_logps - exact.student_logps
+    k1, k3 = (r.exp() * r, r.exp() * r - r.exp() + 1) if direction == "forward" else (-r, r.exp() - 1 - r)
+    top = (student @ weight.T).topk(5).indices
+    p, q = ((x @ weight.T).softmax(-1).gather(1, top) for x in (student, teacher))
+    p, q = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1) for x in (p, q))
+    lead, other = (q, p) if direction == "forward" else (p, q)
+    expected = {
+        "exact": exact.token_kl,
+        "topk": (lead * (lead / other).log()).sum(1),
+        "k1": k1.clamp(min=0),
+        "k3": k3,
+    }
+    for kind, token_kl_ in expected.items():
+        found = Divergence(kind, direction, 5)(h, teacher, tokens, head, differentiable=differentiable)
+        torch.testing.assert_close(found.token_kl, token_kl_, atol=1e-9, rtol=0, msg=kind)
+        for name in ("teacher_logps", "student_logps", "student_entropy"):
+            torch.testing.assert_close(getattr(found, name).detach(), getattr(exact, name), atol=1e-12, rtol=0)
+        assert not found.token_kl.requires_grad
+        assert found.student_logps.requires_grad is differentiable
+    assert (k1 < 0).any()  # what the cut is for
 
 
 def test_sampled_estimators_by_hand() -> None:

@@ -31,6 +31,9 @@ REFUSED = [
     ({"teacher_timing": "later"}, "teacher_timing='later'"),
     ({"teacher_timing": "loss", "gradient_accumulation_steps": 4}, "steps_per_generation=4"),
     ({"teacher_prefix_sharing": "yes"}, "teacher_prefix_sharing='yes'"),
+    ({"divergence": "top"}, "Unknown divergence 'top'"),
+    ({"divergence_direction": "back"}, "Unknown direction 'back'"),
+    ({"divergence_topk": 0}, "divergence_topk is 0"),
     ({"teacher_max_tokens": 0}, "teacher_max_tokens is 0"),
     ({"demonstration_max_tokens": 0}, "demonstration_max_tokens is 0"),
 ]

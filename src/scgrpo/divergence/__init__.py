@@ -1,6 +1,7 @@
 """How far two predictions differ, from hidden states and the output head: exact, tiled, in fp32 or better."""
 
 from scgrpo.divergence.approximate import TopkTokenKL, sampled_token_kl, topk_token_kl
+from scgrpo.divergence.choice import Divergence
 from scgrpo.divergence.exact import (
     TokenEvidence,
     VocabularySums,
@@ -14,6 +15,7 @@ from scgrpo.divergence.head import OutputHead
 from scgrpo.divergence.reference import token_evidence_reference
 
 __all__ = [
+    "Divergence",
     "OutputHead",
     "TokenEvidence",
     "TopkTokenKL",

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scgrpo.credit import Evidence
-from scgrpo.divergence import OutputHead, TokenEvidence, differentiable_evidence, token_evidence
+from scgrpo.divergence import Divergence, OutputHead, TokenEvidence
 from scgrpo.errors import NonFiniteError, ShapeError
 from scgrpo.teacher.hidden import CompletionStates
 from scgrpo.teacher.models import evaluation_mode
@@ -90,6 +90,7 @@ class ConditionedPass:
         teacher_weights: context manager under which the model has the teacher's weights; None: they are the policy's.
         redirect: see `Redirect`.
         autocast: context manager of the host's mixed precision for the backbone.
+        divergence: what `token_kl` is.
     """
 
     model: nn.Module
@@ -100,6 +101,7 @@ class ConditionedPass:
     teacher_weights: Callable[[], AbstractContextManager[Any]] | None = None
     redirect: Redirect = field(default=lambda score: score())
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    divergence: Divergence = field(default=Divergence())
 
     def __call__(self, pairs: Pairs, num_forwards: int | None = None) -> Evidence:
         """Evidence (P, T) of all pairs; 0 where the mask is False.
@@ -171,9 +173,8 @@ class ConditionedPass:
         own = self._head(batch)
         kept, tokens = (student[batch.mask], teacher[batch.mask]), batch.completions[batch.mask]
         head, student_head = (own, None) if teacher_head is None else (teacher_head, own)
-        if student.requires_grad and torch.is_grad_enabled():
-            return differentiable_evidence(*kept, tokens, head, student_head=student_head, constant_kl=True)
-        return token_evidence(*kept, tokens, head, student_head=student_head)
+        differentiable = student.requires_grad and torch.is_grad_enabled()
+        return self.divergence(*kept, tokens, head, student_head=student_head, differentiable=differentiable)
 
     def _head(self, batch: Pairs) -> OutputHead:
         """On a GPU autocast's precision holds for the product with the head, too, as it does for the policy's own."""

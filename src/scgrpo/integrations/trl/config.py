@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from trl import GRPOConfig
 
 from scgrpo.credit import create_credit_method
 from scgrpo.credit.methods import CreditMethod
+from scgrpo.divergence.choice import Divergence, DivergenceKind
+from scgrpo.divergence.exact import Direction
 from scgrpo.errors import ConfigError
 from scgrpo.teacher.hidden import SHARING
 from scgrpo.teacher.prompts import get_template
@@ -77,6 +79,16 @@ class SCGRPOConfig(GRPOConfig):
         "How rollouts share prompts in the conditioned pass: packed, cached, off, or auto.",
     )
 
+    divergence: str = _setting(
+        "exact",
+        "What token_kl is: exact over the vocabulary (the paper), or an approximation for comparison: topk (the "
+        "student's likeliest words and a tail), k1, k3 (from the sampled token).",
+    )
+    divergence_direction: str = _setting(
+        "forward", "forward: KL(teacher || student) (the paper); reverse: KL(student || teacher)."
+    )
+    divergence_topk: int = _setting(64, "Words of divergence=topk.")
+
     drop_zero_advantages: bool = _setting(
         False, "Leave rows whose advantages are all 0 out of the loss's forward: same gradient, less work."
     )
@@ -92,10 +104,17 @@ class SCGRPOConfig(GRPOConfig):
         names = [f.name for f in dataclasses.fields(self) if f.name.startswith(_CREDIT_PREFIX)]
         return create_credit_method(self.credit, {n.removeprefix(_CREDIT_PREFIX): getattr(self, n) for n in names})
 
+    def token_divergence(self) -> Divergence:
+        """The configured divergence."""
+        return Divergence(
+            cast(DivergenceKind, self.divergence), cast(Direction, self.divergence_direction), self.divergence_topk
+        )
+
     def _problems(self) -> list[str]:
         problems = []
         for check in (
             self.credit_method,
+            self.token_divergence,
             lambda: get_template(self.teacher_template),
             lambda: check_teacher_weights(self.teacher_weights, self.teacher_snapshot_steps, self.teacher_ema_decay),
         ):

@@ -288,6 +288,7 @@ class SCGRPOTrainer(GRPOTrainer):
             max_tokens=args.teacher_max_tokens,
             teacher_weights=None if args.teacher_weights == "current" else self._teacher.applied,
             autocast=self.accelerator.autocast,
+            divergence=args.token_divergence(),
         )
         if sharded:
             score = replace(score, redirect=compat.through_wrapper(self.model, policy))
