@@ -63,16 +63,16 @@ def _run(args: argparse.Namespace) -> int:
             console.print(f"{name}: left out, the budget of {args.budget:g} s is spent")
             continue
         try:
-            found = CASES[name](context)
+            for table in CASES[name](context):
+                show(table, console)
+                tables.append(table)
+                if args.out:
+                    save(args.out, tables, context.floor, {**about, "failed": failed})
         except Exception:  # noqa: BLE001  the other cases' results are worth keeping, whatever went wrong in this one
             failed.append(name)
             console.print(f"{name} failed:\n{traceback.format_exc()}", markup=False)
-            continue
-        for table in found:
-            show(table, console)
-        tables += found
-        if args.out:
-            save(args.out, tables, context.floor, {**about, "failed": failed})
+    if args.out:
+        save(args.out, tables, context.floor, {**about, "failed": failed})
     if args.profile != "smoke":  # sizes at which nothing is meant to be met
         show_targets(tables, console)
     console.print(f"{time.monotonic() - started:.0f} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from benchmarks.cases.update import GRPO
@@ -14,9 +15,9 @@ from benchmarks.results import Row, Table, timed_rows
 BASE = {"completion": 128, "groups": 1}
 
 
-def run(context: Context) -> list[Table]:
+def run(context: Context) -> Iterator[Table]:
     """Update of SC-GRPO / GRPO's, by vocabulary, completion length, group size, solved rollouts, demonstration."""
-    return [_axis(context, axis, values) for axis, values in context.sizes.growth.items()]
+    yield from (_axis(context, axis, values) for axis, values in context.sizes.growth.items())
 
 
 def _axis(context: Context, axis: str, values: tuple[int, ...]) -> Table:

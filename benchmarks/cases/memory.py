@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from benchmarks.cases.token_kl import plain_token_kl, states
@@ -10,9 +12,9 @@ from benchmarks.results import Row, Table
 from scgrpo.divergence import OutputHead, token_evidence
 
 
-def run(context: Context) -> list[Table]:
+def run(context: Context) -> Iterator[Table]:
     """Extra memory of the evidence against plain log-softmax, as the number of tokens grows."""
-    wide, tables = context.sizes.precision, []
+    wide = context.sizes.precision
     for tokens in context.sizes.memory_tokens:
         shape = HeadShape(tokens, wide.hidden, wide.words)
         student, teacher, chosen, weight = states(shape, context)
@@ -32,5 +34,4 @@ def run(context: Context) -> list[Table]:
         mine, plain = (row.peak_mib for row in rows)
         if mine is not None and plain:
             table.require(f"{shape}: extra memory / plain log-softmax", mine / plain, 1 / 20)
-        tables.append(table)
-    return tables
+        yield table

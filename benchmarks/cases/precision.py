@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from benchmarks.results import Row, Table
 from scgrpo.divergence import OutputHead, token_kl
 
 
-def run(context: Context) -> list[Table]:
+def run(context: Context) -> Iterator[Table]:
     """What fp32 sums, bf16 inputs and bf16 logits do to f = D / (D + c), c at the 75th percentile."""
     shape, rows = context.sizes.precision, []
     peaked = peaked_states(shape.tokens, shape.hidden, shape.words, context.device)
@@ -24,7 +26,7 @@ def run(context: Context) -> list[Table]:
         logits = [(x.float() @ weight.float().T).bfloat16().float().log_softmax(-1) for x in (student, teacher)]
         rounded = (logits[1].exp() * (logits[1] - logits[0])).sum(-1)
         rows.append(Row(f"logits rounded to bf16, {name} inputs", value=weight_error(rounded.double(), exact)))
-    return [table]
+    yield table
 
 
 def weight_error(found: Tensor, exact: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.context import Context
@@ -19,7 +20,7 @@ STAGES = {
 }
 
 
-def run(context: Context) -> list[Table]:
+def run(context: Context) -> Iterator[Table]:
     """CPU seconds of a step of `scgrpo train --config reach`, embedded model, sampling included."""
     steps = 10 if context.repetitions > 1 else 2
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -37,7 +38,7 @@ def run(context: Context) -> list[Table]:
         middle = {stage: sorted(v)[len(v) // 2] for stage, v in stages[credit].items()}
         for stage, share in sorted(middle.items(), key=lambda item: -item[1]):
             table.rows.append(Row(f"{credit}: {stage}", value=share))
-    return [table]
+    yield table
 
 
 def make_trainer(credit: str, steps: int, seed: int = 0) -> Any:

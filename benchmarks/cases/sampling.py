@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 
 import torch
 from transformers import GenerationConfig
@@ -12,7 +13,7 @@ from benchmarks.context import Context
 from benchmarks.results import Row, Table
 
 
-def run(context: Context) -> list[Table]:
+def run(context: Context) -> Iterator[Table]:
     """Tokens per CPU second of the `reach` recipe's sampling, and of `generate` on the same prompts."""
     trainer = make_trainer("uniform", 1)
     model, tokenizer, limit = trainer.model, trainer.processing_class, trainer.args.max_completion_length
@@ -48,4 +49,4 @@ def run(context: Context) -> list[Table]:
     table = [Row(name, value=value) for name, value in middle.items()]
     ratio = [a / b for a, b in zip(rates["in the trainer"], rates["generate"], strict=True)]
     note = f"in the trainer / generate: {statistics.median(ratio):.3f} ({min(ratio):.3f} to {max(ratio):.3f})"
-    return [Table("sampling", f"{rows} rollouts at once", "", table, value="tokens per second", notes=[note])]
+    yield Table("sampling", f"{rows} rollouts at once", "", table, value="tokens per second", notes=[note])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.cases.update import GRPO
@@ -13,7 +14,7 @@ from benchmarks.results import Table, timed_rows
 METHODS = {GRPO: "grpo", "SC-GRPO (ours)": "sc_grpo", "SDPO (TRL), full logits": "sdpo"}
 
 
-def run(context: Context) -> list[Table]:
+def run(context: Context) -> Iterator[Table]:
     """GRPO, SC-GRPO and TRL's SDPO, each sampling its own completions of full length."""
     notes: list[str] = []
     candidates: dict[str, Any] = {}
@@ -24,4 +25,4 @@ def run(context: Context) -> list[Table]:
             notes.append(f"{name} is left out: {error}")
     seconds = interleaved(candidates, context.clock, context.repetitions)
     peak = {name: context.memory.of(steps) for name, steps in candidates.items()}
-    return [Table("step", str(context.sizes.sampled), GRPO, timed_rows(seconds, GRPO, peak=peak), notes=notes)]
+    yield Table("step", str(context.sizes.sampled), GRPO, timed_rows(seconds, GRPO, peak=peak), notes=notes)

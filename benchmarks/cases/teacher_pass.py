@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -15,11 +16,10 @@ from scgrpo.teacher.packing import packed_hidden
 COPIES = "a copy of the prompt per rollout"
 
 
-def run(context: Context) -> list[Table]:
+def run(context: Context) -> Iterator[Table]:
     """Prompts shared or copied, against a plain student forward (prompt 64)."""
     shape = context.model
     model = shape.make(context.device)
-    tables = []
     for prompt_length, length, group in context.sizes.prefixes:
         prompt = torch.randint(3, shape.vocabulary, (prompt_length,)).tolist()
         completions = torch.randint(3, shape.vocabulary, (group, length), device=context.device)
@@ -45,8 +45,7 @@ def run(context: Context) -> list[Table]:
         title = f"prompt {prompt_length}, completion {length}, G = {group}"
         table = Table("teacher_pass", title, COPIES, rows, value="error")
         _require(table, title, (prompt_length, length), error, shape.dtype)
-        tables.append(table)
-    return tables
+        yield table
 
 
 def _require(table: Table, title: str, sizes: tuple[int, int], error: float, dtype: torch.dtype) -> None:

@@ -31,9 +31,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def run(context: Context) -> list[Table]:
+def run(context: Context) -> Iterator[Table]:
     """SC-GRPO's variants and TRL's SDPO against TRL's GRPO: every group scored, same model, data and shapes."""
-    return [_table(context, name, checkpointing) for name in context.sizes.models for checkpointing in (False, True)]
+    for name in context.sizes.models:
+        yield from (_table(context, name, checkpointing) for checkpointing in (False, True))
 
 
 def _table(context: Context, model: str, checkpointing: bool) -> Table:
