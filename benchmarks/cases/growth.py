@@ -36,7 +36,7 @@ def _axis(context: Context, axis: str, values: tuple[int, ...]) -> Table:
                 drop_zero_advantages=True,
             )
         seconds = interleaved(candidates, context.clock, context.repetitions)
-        peak = {name: context.memory.of(steps) for name, steps in candidates.items()}
+        peak = {name: context.memory.of(steps, runs=1) for name, steps in candidates.items()}
         for row in timed_rows(seconds, GRPO, peak=peak):
             rows.append(replace(row, name=f"{axis} {value:,}: {row.name}"))
     rest = "all else: prompt 64, completion 128, G = 8, half solved" if context.device.type == "cpu" else ""

@@ -24,5 +24,5 @@ def run(context: Context) -> Iterator[Table]:
         except ImportError as error:
             notes.append(f"{name} is left out: {error}")
     seconds = interleaved(candidates, context.clock, context.repetitions)
-    peak = {name: context.memory.of(steps) for name, steps in candidates.items()}
+    peak = {name: context.memory.of(steps, runs=1) for name, steps in candidates.items()}
     yield Table("step", str(context.sizes.sampled), GRPO, timed_rows(seconds, GRPO, peak=peak), notes=notes)
