@@ -82,11 +82,18 @@ class Conditioner:
         mine = [pair for pair, row in enumerate(rollout) if local.first <= row < local.first + count]
         rows = [rollout[pair] - local.first for pair in mine]
         demonstrations = {row: self.format(completions[row]) for row in sorted({shown[pair] for pair in mine})}
-        prompts = [
-            self.teacher_prompt(local.prompts[row], demonstrations[shown[pair]].text, verified=verified[pair])
-            for pair, row in zip(mine, rows, strict=True)
+        # Rollouts that share a prompt and a demonstration share the teacher's prompt: it is rendered once.
+        kinds = [
+            (tuple(local.prompt_ids[row]), shown[pair], verified[pair]) for pair, row in zip(mine, rows, strict=True)
         ]
-        teacher_ids = self.tokenize(prompts, rows) if rows else []
+        first = {kind: at for at, kind in reversed(list(enumerate(kinds)))}
+        prompts = [
+            self.teacher_prompt(local.prompts[rows[at]], demonstrations[demonstration].text, verified=claim)
+            for (_, demonstration, claim), at in first.items()
+        ]
+        rendered = self.tokenize(prompts, [rows[at] for at in first.values()]) if rows else []
+        ids_of = dict(zip(first, rendered, strict=True))
+        teacher_ids = [ids_of[kind] for kind in kinds]
         pairs = self.pairs(local, rows, teacher_ids)
         evidence = self.score(pairs, num_forwards(len(list(self.score.batches(pairs)))))
         return Conditioned(mine, evidence, demonstrations, dict(zip(mine, teacher_ids, strict=True)))
