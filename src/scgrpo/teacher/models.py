@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from scgrpo.divergence import OutputHead
@@ -78,6 +78,18 @@ def has_dropout(model: nn.Module) -> bool:
     # Attention applies its rate without a module of its own; configurations name it freely.
     rates = base_causal_lm(model).config.get_text_config().to_dict()
     return any(("drop" in key) and isinstance(rate, float) and rate > 0 for key, rate in rates.items())
+
+
+def reshard(model: nn.Module) -> None:
+    """Give gathered FSDP2 weights back. accelerate keeps those of the head after a forward, for the backward to come;
+    after a pass without one they would only take memory."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _whole(weight: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from scgrpo.credit import Evidence
 from scgrpo.divergence import OutputHead, TokenEvidence, token_evidence
 from scgrpo.errors import NonFiniteError, ShapeError
 from scgrpo.teacher.hidden import CompletionStates
-from scgrpo.teacher.models import evaluation_mode
+from scgrpo.teacher.models import evaluation_mode, reshard
 
 # Runs a function of no arguments inside the training wrapper's forward, so that sharded parameters are gathered.
 Redirect = Callable[[Callable[[], Any]], Any]
@@ -127,6 +127,7 @@ class ConditionedPass:
                 out[:, rows, : block.shape[2]] = block
             for _ in range(len(batches), num_forwards or 0):
                 self.redirect(partial(self._score, _dummy(pairs)))
+        reshard(self.model)
         return Evidence(**dict(zip(_FIELDS, out, strict=True)))
 
     def batches(self, pairs: Pairs) -> Iterator[list[int]]:
