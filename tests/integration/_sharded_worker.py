@@ -14,7 +14,7 @@ import torch
 from conftest import build_model, build_tokenizer
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from scgrpo.credit import Evidence
@@ -26,7 +26,7 @@ from scgrpo.teacher.scoring import ConditionedPass, Pairs
 
 # First word of each of two shards, and the size of the vocabulary.
 SPLITS = {"even": (0, 30, 60), "uneven": (0, 53, 60), "a shard of one word": (0, 1, 60)}
-LAYOUTS = ("tied", "untied", "head of its own", "head of its own, with bias")
+LAYOUTS = ("tied", "untied", "head of its own", "head of its own, with bias", "outputs in bf16")
 # Completion lengths of each process's pairs; at MAX_TOKENS these are different numbers of batches.
 SHARES = {"unequal": ([5, 1, 9, 3, 7], [4]), "one-sided": ([5, 1, 9, 3, 7], []), "other side": ([], [6, 2])}
 MAX_TOKENS = 30
@@ -90,8 +90,11 @@ def make_model(layout: str) -> Any:
 def shard(model: Any, layout: str) -> None:
     units = list(model.model.layers) + ([model.lm_head] if layout.startswith("head") else [])
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
-    for unit in (*units, model):
+    # As accelerate does under bf16, but for the weights, whose rounding would be seen too.
+    policy = MixedPrecisionPolicy(output_dtype=torch.bfloat16) if "bf16" in layout else MixedPrecisionPolicy()
+    for unit in units:
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
 
 
 def agree(verdict: bool) -> bool:

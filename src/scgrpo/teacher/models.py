@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, distributed, nn
@@ -26,7 +26,8 @@ def backbone(model: nn.Module) -> Any:
 def output_head(model: nn.Module, temperature: float) -> OutputHead:
     """Output head of a causal LM: weights, bias, and the logit scale and soft-cap its configuration names.
 
-    Sharded weights (DTensor) are gathered; call it where the wrapper's forward would.
+    FSDP2's sharded weights (DTensor) are gathered; call it where the wrapper's forward would. Those of ZeRO-3 are
+    whole within `gathered_head` only.
 
     Raises:
         ConfigError: the head carries a LoRA adapter, which its weight alone does not show.
@@ -45,6 +46,22 @@ def output_head(model: nn.Module, temperature: float) -> OutputHead:
         softcap=getattr(config, "final_logit_softcapping", None),
         temperature=temperature,
     )
+
+
+def gathered_head(model: nn.Module) -> AbstractContextManager[Any]:
+    """Holds the whole output head where DeepSpeed ZeRO-3 has split it among the processes, all of which must enter.
+
+    ZeRO-3 gathers a weight for the forward of the module that owns it; the conditioned pass reads the head without.
+    """
+    layer = base_causal_lm(model).get_output_embeddings()
+    split = [parameter for parameter in layer.parameters() if hasattr(parameter, "ds_id")]
+    if not split:
+        return nullcontext()
+    from deepspeed import zero
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    # One that DeepSpeed holds for another module (a tied embedding) is its own to give back.
+    return zero.GatheredParameters([p for p in split if p.ds_status != ZeroParamStatus.AVAILABLE])
 
 
 def logit_scale(config: Any) -> float:

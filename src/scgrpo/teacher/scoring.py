@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from scgrpo.credit import Evidence
 from scgrpo.divergence import OutputHead, TokenEvidence, token_evidence
 from scgrpo.errors import NonFiniteError, ShapeError
 from scgrpo.teacher.hidden import CompletionStates
-from scgrpo.teacher.models import evaluation_mode, reshard
+from scgrpo.teacher.models import evaluation_mode, gathered_head, reshard
 
 # Runs a function of no arguments inside the training wrapper's forward, so that sharded parameters are gathered.
 Redirect = Callable[[Callable[[], Any]], Any]
@@ -117,7 +116,7 @@ class ConditionedPass:
         with evaluation_mode(self.model):
             for rows in batches:
                 batch = pairs.select(rows)
-                scores = self.redirect(partial(self._score, batch))
+                scores = self._run(batch)
                 values = torch.stack([getattr(scores, name) for name in _FIELDS])
                 _check(values, batch.mask, rows)
                 block = torch.zeros(4, *batch.mask.shape, dtype=values.dtype, device=values.device)
@@ -126,7 +125,7 @@ class ConditionedPass:
                     out = out.to(block.dtype)
                 out[:, rows, : block.shape[2]] = block
             for _ in range(len(batches), num_forwards or 0):
-                self.redirect(partial(self._score, _dummy(pairs)))
+                self._run(_dummy(pairs))
         reshard(self.model)
         return Evidence(**dict(zip(_FIELDS, out, strict=True)))
 
@@ -158,6 +157,13 @@ class ConditionedPass:
         if batch:
             yield batch
 
+    def _run(self, batch: Pairs) -> TokenEvidence:
+        """`_score` inside the wrapper's forward, but not as its output: FSDP2's mixed precision rounds outputs to bf16,
+        and ZeRO-3 looks for tensors in them."""
+        scores: list[TokenEvidence] = []
+        self.redirect(lambda: scores.append(self._score(batch)))
+        return scores[0]
+
     def _score(self, batch: Pairs) -> TokenEvidence:
         with self.autocast():
             student = batch.student_hidden
@@ -166,7 +172,8 @@ class ConditionedPass:
             with self.teacher_weights():
                 teacher = self.states(batch.teacher_prompts, batch.completions, batch.lengths)
         tokens = batch.completions[batch.mask]
-        return token_evidence(student[batch.mask], teacher[batch.mask], tokens, self.head())
+        with gathered_head(self.model):
+            return token_evidence(student[batch.mask], teacher[batch.mask], tokens, self.head())
 
 
 _FIELDS = ("token_kl", "teacher_logps", "student_logps", "student_entropy")
