@@ -1,6 +1,6 @@
-"""Run by test_trl_distributed.py, by itself or under torchrun: `worker.py FOLDER PATTERN:LOSS_TYPE:HEAD ...`.
+"""Run by test_trl_distributed.py, by itself or under torchrun: `worker.py FOLDER PATTERN:LOSS_TYPE:MODEL ...`.
 
-With ACCELERATE_USE_FSDP=true the model is really sharded (FSDP2).
+With ACCELERATE_USE_FSDP=true the model is really sharded by FSDP2, with ACCELERATE_USE_DEEPSPEED=true by ZeRO-3.
 """
 
 from __future__ import annotations
@@ -12,13 +12,28 @@ from typing import Any
 
 import torch
 from conftest import build_model, build_tokenizer
+from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 from trl_harness import canned, make_trainer, parameters
 
 from scgrpo.teacher.models import backbone
 
 
-def shard_on_the_cpu() -> None:
+ZERO3: dict[str, Any] = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "zero_allow_untested_optimizer": True,
+    # Nothing is too small to be split, and no layer is kept whole because it is used again soon.
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0},
+}
+
+
+def is_on(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}") == "true"
+
+
+def let_fsdp_shard_on_the_cpu() -> None:
     """accelerate shards on accelerators only, and silently ignores FSDP for processes on a CPU: let it take them for
     processes on a GPU where it decides."""
     from accelerate import state
@@ -35,7 +50,21 @@ def shard_on_the_cpu() -> None:
     state.AcceleratorState.__init__ = patched
 
 
+def let_deepspeed_shard_on_the_cpu() -> None:
+    """accelerate starts DeepSpeed unless told to use the CPU, and then finds no device: name it."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_CPU)
+
+
 def whole(model: Any) -> dict[str, torch.Tensor]:
+    """The parameters, put together."""
+    if is_on("DEEPSPEED"):
+        from deepspeed import zero
+
+        with zero.GatheredParameters(list(model.parameters())):
+            return parameters(model)
     return {
         name: value.full_tensor() if isinstance(value, DTensor) else value
         for name, value in parameters(model).items()
@@ -44,12 +73,17 @@ def whole(model: Any) -> dict[str, torch.Tensor]:
 
 def gathered(model: Any) -> list[str]:
     """Parameters of which this process holds more than its shard."""
-    return [name for name, value in model.named_parameters() if not isinstance(value, DTensor)]
+
+    def is_shard(value: torch.Tensor) -> bool:
+        return isinstance(value, DTensor) or (hasattr(value, "ds_id") and value.numel() == 0)
+
+    return [name for name, value in model.named_parameters() if not is_shard(value)]
 
 
-def train(out: Path, pattern: str, loss_type: str, head: str, processes: int) -> dict[str, Any]:
+def train(out: Path, pattern: str, loss_type: str, kind: str, processes: int) -> dict[str, Any]:
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, tie_word_embeddings=head == "tied")
+    model = build_model(tokenizer, tie_word_embeddings=kind != "untied")
+    lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
     trainer, seen = make_trainer(
         out,
         model,
@@ -59,6 +93,8 @@ def train(out: Path, pattern: str, loss_type: str, head: str, processes: int) ->
         num_generations=4,
         max_steps=2,
         loss_type=loss_type,
+        trainer_options={"peft_config": LoraConfig(**lora)} if kind == "lora" else {},
+        **({"use_cpu": False, "deepspeed": ZERO3} if is_on("DEEPSPEED") else {}),
     )
     passes: list[list[int]] = []  # tokens of each pass without gradient, by generation batch
 
@@ -98,8 +134,10 @@ def main() -> None:
     folder, cases = Path(sys.argv[1]), sys.argv[2:]
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     torch.set_num_threads(1)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        shard_on_the_cpu()
+    if is_on("FSDP"):
+        let_fsdp_shard_on_the_cpu()
+    if is_on("DEEPSPEED"):
+        let_deepspeed_shard_on_the_cpu()
     seen = {case: train(folder / "out", *case.split(":"), processes) for case in cases}
     torch.save(seen, folder / f"seen-{rank}.pt")
     if torch.distributed.is_initialized():

@@ -53,15 +53,13 @@ def gathered_head(model: nn.Module) -> AbstractContextManager[Any]:
 
     ZeRO-3 gathers a weight for the forward of the module that owns it; the conditioned pass reads the head without.
     """
-    layer = base_causal_lm(model).get_output_embeddings()
-    split = [parameter for parameter in layer.parameters() if hasattr(parameter, "ds_id")]
+    split = _zero3_head(model)
     if not split:
         return nullcontext()
     from deepspeed import zero
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     # One that DeepSpeed holds for another module (a tied embedding) is its own to give back.
-    return zero.GatheredParameters([p for p in split if p.ds_status != ZeroParamStatus.AVAILABLE])
+    return zero.GatheredParameters([parameter for parameter in split if not _is_available(parameter)])
 
 
 def logit_scale(config: Any) -> float:
@@ -98,8 +96,8 @@ def has_dropout(model: nn.Module) -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """Give gathered FSDP2 weights back. accelerate keeps those of the head after a forward, for the backward to come;
-    after a pass without one they would only take memory."""
+    """Give gathered weights back after a pass. accelerate's FSDP2 units keep those of the head after a forward, for
+    the backward to come, and ZeRO-3 may, for a later use: after a pass without a backward they only take memory."""
     if not distributed.is_available() or not distributed.is_initialized():
         return
     from torch.distributed.fsdp import FSDPModule
@@ -107,6 +105,22 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+    for parameter in _zero3_head(model):
+        if _is_available(parameter) and not parameter.ds_active_sub_modules and not parameter.ds_persist:
+            parameter.partition()
+
+
+def _zero3_head(model: nn.Module) -> list[Any]:
+    """Parameters of the output head, if ZeRO-3 has split them."""
+    parameters = base_causal_lm(model).get_output_embeddings().parameters()
+    return [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+
+
+def _is_available(parameter: Any) -> bool:
+    """Whether ZeRO-3 has gathered this parameter."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    return bool(parameter.ds_status == ZeroParamStatus.AVAILABLE)
 
 
 def _whole(weight: Tensor) -> Tensor:

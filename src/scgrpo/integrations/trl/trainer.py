@@ -36,7 +36,7 @@ from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.conditioning import Conditioner, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.dropping import check_droppable, drop_rows
-from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree
+from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree, offloads_weights, shares_weights
 from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
 from scgrpo.teacher.models import backbone, has_dropout, output_head
@@ -253,7 +253,7 @@ class SCGRPOTrainer(GRPOTrainer):
 
     def _conditioner(self, policy: Any, teacher_prompt_fn: TeacherPromptFn | None) -> Conditioner:
         args, tokenizer = self.args, self._tokenizer
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        sharded = shares_weights(self.accelerator)
         score = ConditionedPass(
             model=policy,
             head=partial(output_head, policy, args.temperature),
@@ -336,15 +336,15 @@ class SCGRPOTrainer(GRPOTrainer):
         if peft is not None and peft.is_prompt_learning:
             problems.append("PEFT prompt tuning adds virtual tokens the conditioned pass would miss: use LoRA.")
         kind = self.accelerator.distributed_type
-        if kind == DistributedType.DEEPSPEED and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            problems.append("DeepSpeed ZeRO-3 has not been verified: use FSDP with fsdp_version 2, or ZeRO-2.")
-        if kind == DistributedType.FSDP:
-            if self.accelerator.state.fsdp_plugin.fsdp_version != 2:
-                problems.append("FSDP version 1 has not been verified: set fsdp_version to 2.")
+        if kind == DistributedType.FSDP and self.accelerator.state.fsdp_plugin.fsdp_version != 2:
+            problems.append("FSDP version 1 has not been verified: set fsdp_version to 2.")
+        if shares_weights(self.accelerator):
             if self.args.teacher_timing == "loss":
-                problems.append("teacher_timing='loss' has not been verified under FSDP.")
+                problems.append("teacher_timing='loss' has not been verified under FSDP and ZeRO-3.")
             if self.args.teacher_weights != "current":
-                problems.append("teacher_weights other than 'current' cannot be swapped under FSDP.")
+                problems.append("teacher_weights other than 'current' cannot be swapped under FSDP and ZeRO-3.")
+            if offloads_weights(self.accelerator):
+                problems.append("ZeRO-3 with offload_param has not been verified: leave it out.")
         return problems
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
