@@ -18,7 +18,6 @@ from trl_harness import canned, make_trainer, parameters
 
 from scgrpo.teacher.models import backbone
 
-
 ZERO3: dict[str, Any] = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,13 @@ class Pairs:
                 "Give every prompt at least one token, for example the beginning-of-sequence token.",
             )
 
+    def trimmed(self) -> Pairs:
+        """Without what follows the last token to score of each row (tool output at the end, say): no score needs it."""
+        if not self.mask.shape[1]:
+            return self
+        position = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        return replace(self, lengths=(self.mask * position).amax(dim=1))
+
     def select(self, rows: Sequence[int]) -> Pairs:
         """The given rows, cut to their longest completion."""
         longest = int(self.lengths[rows].max()) if rows else 0
@@ -112,6 +119,7 @@ class ConditionedPass:
             NonFiniteError: a logit is NaN or infinite; names pair and position.
         """
         out = torch.zeros(4, *pairs.completions.shape, dtype=torch.float32, device=pairs.completions.device)
+        pairs = pairs.trimmed()
         batches = list(self.batches(pairs))
         with evaluation_mode(self.model):
             for rows in batches:
@@ -132,6 +140,7 @@ class ConditionedPass:
     def batches(self, pairs: Pairs) -> Iterator[list[int]]:
         """Rows by forward, under the limit of tokens; longest first, so that memory peaks at the start. Where prompts
         are shared, rows of one teacher prompt stay together and it counts once; elsewhere padding counts."""
+        pairs = pairs.trimmed()
         lengths, prompts = pairs.lengths.tolist(), [tuple(prompt) for prompt in pairs.teacher_prompts]
         size = [len(prompt) + n for prompt, n in zip(prompts, lengths, strict=True)]
         student = [len(prompt) + n for prompt, n in zip(pairs.student_prompts, lengths, strict=True)]
@@ -158,8 +167,8 @@ class ConditionedPass:
             yield batch
 
     def _run(self, batch: Pairs) -> TokenEvidence:
-        """`_score` inside the wrapper's forward, but not as its output: FSDP2's mixed precision rounds outputs to bf16,
-        and ZeRO-3 looks for tensors in them."""
+        """`_score` inside the wrapper's forward, but not as its output: FSDP2's mixed precision rounds outputs to
+        bf16, and ZeRO-3 looks for tensors in them."""
         scores: list[TokenEvidence] = []
         self.redirect(lambda: scores.append(self._score(batch)))
         return scores[0]

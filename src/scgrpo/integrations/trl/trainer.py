@@ -283,8 +283,10 @@ class SCGRPOTrainer(GRPOTrainer):
             candidates = (cast(Sharing, self.args.teacher_prefix_sharing),)
         if not sharded:
             return CompletionStates(policy, candidates)
-        # Through a cache, processes would run different numbers of forwards.
-        kept = tuple(c for c in candidates if c != "cached") or ("off",)
+        # Through a cache, processes would run different numbers of forwards; and a packed forward breaks off where
+        # rows are longer than a layer's window, which may be so on one process alone.
+        windows = "sliding_attention" in (getattr(policy.config.get_text_config(), "layer_types", None) or ())
+        kept = tuple(c for c in candidates if c == "off" or (c == "packed" and not windows)) or ("off",)
         return CompletionStates(policy, kept, partial(all_agree, self.accelerator))
 
     def _tokenize_rows(self, prompts: list[Prompt], rows: list[int]) -> list[list[int]]:
