@@ -78,8 +78,7 @@ def test_exactly_the_planned_rollouts_are_passed(
 def test_the_demonstration_of_a_solve_none_group_is_not_scored(score: Callable[..., Scored]) -> None:
     scored, passed = score(completions=canned("FfFFSSFF"), mask_truncated_completions=True)
     assert scored.credit.route.tolist() == [Route.NONE_SOLVED] * 4 + [Route.PARTIAL] * 4
-    shown = {shown for row, shown in zip(*map(torch.Tensor.tolist, (scored.plan.rollout, scored.plan.demonstration)))
-             if row < 4}  # fmt: skip
+    shown = set(scored.plan.demonstration[scored.plan.rollout < 4].tolist())
     assert len(shown) == 1
     assert shown < {0, 2, 3}
     assert set(scored.plan.rollout.tolist()) == {0, 2, 3, 4, 5, 6, 7} - shown

@@ -63,7 +63,7 @@ class Pairs:
             )
 
     def trimmed(self) -> Pairs:
-        """Without what follows the last token to score of each row (tool output at the end, say): no score needs it."""
+        """Without what follows each row's last token to score (tool output at the end, say): no score needs it."""
         if not self.mask.shape[1]:
             return self
         position = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
