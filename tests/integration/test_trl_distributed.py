@@ -1,4 +1,4 @@
-"""One process and two real ones (torchrun, gloo) give the same credit and the same training."""
+"""One process and two real ones (torchrun, gloo), which each hold the model or share it, give the same training."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ CASES = [
         ("mixed", "grpo", "tied"),
         ("mixed", "dapo", "untied"),
         ("mixed", "dapo", "lora"),
+        ("mixed", "grpo", "twice"),  # each batch is trained on twice, and TRL's own pass leaves the student's states
         ("one-sided", "dapo", "tied"),
         ("nothing", "grpo", "tied"),
     )
