@@ -1,10 +1,11 @@
-"""One process and two real ones (torchrun, gloo) give the same credit and the same training."""
+"""One process and two real ones (torchrun, gloo), which each hold the model or share it, give the same training."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +24,102 @@ PATTERNS = {
 
 
 CASES = [
-    f"{PATTERNS[name]}:{loss}"
-    for name, loss in (("mixed", "grpo"), ("mixed", "dapo"), ("one-sided", "dapo"), ("nothing", "grpo"))
+    f"{PATTERNS[name]}:{loss}:{model}"
+    for name, loss, model in (
+        ("mixed", "grpo", "tied"),
+        ("mixed", "dapo", "untied"),
+        ("mixed", "dapo", "lora"),
+        ("mixed", "grpo", "twice"),  # each batch is trained on twice, and TRL's own pass leaves the student's states
+        ("one-sided", "dapo", "tied"),
+        ("nothing", "grpo", "tied"),
+    )
 ]
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "false"}
+SHARDINGS = {"MULTI_CPU": {}, "FSDP": FSDP, "DEEPSPEED": DEEPSPEED}
 
 
-def run(processes: int, folder: Path) -> list[dict[str, Any]]:
+def run(processes: int, folder: Path, settings: dict[str, str]) -> list[dict[str, Any]]:
     """What each process saw, by case."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), str(WORKER), str(folder), *CASES]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **settings}
     environment["PYTHONPATH"] = os.pathsep.join([str(WORKER.parents[1]), *sys.path])
     folder.mkdir()
+    # A pass that one process runs and the other does not would wait for ever.
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     return [torch.load(folder / f"seen-{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("distributed")
-    return run(1, folder / "one"), run(2, folder / "two")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(1, tmp_path_factory.mktemp("one") / "run", {})[0]
+
+
+@pytest.fixture(scope="module", params=SHARDINGS)
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+    """Two processes that each hold the model, and two that share it (FSDP2, ZeRO-3)."""
+    if request.param == "DEEPSPEED" and find_spec("deepspeed") is None:
+        pytest.skip("DeepSpeed is not installed (.ci/run has an environment with it)")
+    return request.param, run(2, tmp_path_factory.mktemp("two") / "run", SHARDINGS[request.param])
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_as_one(runs: tuple[Any, Any], case: str) -> None:
-    (one,), two = ([process[case] for process in processes] for processes in runs)
-    assert one["num_processes"] == 1
-    assert [seen["num_processes"] for seen in two] == [2, 2]
-    assert [seen["distributed_type"] for seen in two] == ["MULTI_CPU", "MULTI_CPU"]
-    assert one["forwards"] > 0
-    for seen in two:
+def test_two_processes_train_as_one(one: dict[str, Any], two: tuple[str, Any], case: str) -> None:
+    kind, alone, both = two[0], one[case], [process[case] for process in two[1]]
+    assert alone["num_processes"] == 1
+    assert [seen["num_processes"] for seen in both] == [2, 2]
+    assert [seen["distributed_type"] for seen in both] == [kind, kind]
+    for seen in both:
         for name in ("advantages", "weights", "token_kl", "rollout", "demonstration", "route"):
-            for mine, its in zip(one[name], seen[name], strict=True):
+            for mine, its in zip(alone[name], seen[name], strict=True):
                 torch.testing.assert_close(its, mine, atol=1e-6, rtol=1e-5 if name == "token_kl" else 0)
-        for name, value in one["parameters"].items():
+        for name, value in alone["parameters"].items():
             torch.testing.assert_close(seen["parameters"][name], value, atol=1e-6, rtol=0, msg=name)
-    mean_loss = torch.stack([torch.stack(seen["losses"]) for seen in two]).mean(0)
-    torch.testing.assert_close(mean_loss, torch.stack(one["losses"]), atol=1e-6, rtol=0)
-    for name, value in one["metrics"].items():
+    mean_loss = torch.stack([torch.stack(seen["losses"]) for seen in both]).mean(0)
+    torch.testing.assert_close(mean_loss, torch.stack(alone["losses"]), atol=1e-6, rtol=0)
+    for name, value in alone["metrics"].items():
         if not name.endswith("_s") and "noise" not in name:
-            assert two[0]["metrics"][name] == pytest.approx(value, abs=1e-6, rel=1e-5), name
-    scored = {row for rows in one["rollout"] for row in rows.tolist()}
+            assert both[0]["metrics"][name] == pytest.approx(value, abs=1e-6, rel=1e-5), name
+    scored = {row for rows in alone["rollout"] for row in rows.tolist()}
     if case.startswith(PATTERNS["one-sided"]):
         assert scored
         assert max(scored) < 6
     else:
         assert bool(scored) == (not case.startswith(PATTERNS["nothing"]))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_a_process_runs_no_more_passes_than_it_must(two: tuple[str, Any], case: str) -> None:
+    """Passes of the second generation batch, when nothing is probed any more: a student's and a teacher's a batch of
+    pairs. The process that has fewer batches runs dummies of a token or two, and only where weights are shared."""
+    first, second = (process[case]["passes"][1] for process in two[1])
+    if case.startswith(PATTERNS["nothing"]):
+        assert first == second == []
+    elif case.startswith(PATTERNS["one-sided"]):
+        assert len(first) >= 2
+        assert min(first) > 2
+        dummies = 0 if two[0] == "MULTI_CPU" else len(first)
+        assert len(second) == dummies
+        assert all(tokens <= 2 for tokens in second)
+    elif two[0] != "MULTI_CPU":
+        assert len(first) == len(second) > 0
+
+
+@pytest.mark.distributed
+def test_shards_stay_shards(two: tuple[str, Any]) -> None:
+    kind, processes = two
+    for seen in (process[case] for process in processes for case in CASES):
+        if kind != "MULTI_CPU":
+            assert seen["gathered_after_training"] == []
+            assert seen["gathered_after_scoring"] == [[], []]
+        else:  # the test can tell
+            assert seen["gathered_after_training"] == list(seen["parameters"])

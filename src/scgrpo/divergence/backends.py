@@ -33,12 +33,17 @@ def choose_fold(backend: str, device: torch.device, num_pairs: int) -> Fold:
     much work that compiling at the start would have paid; without a C++ compiler it stays eager.
 
     Raises:
-        ConfigError: unknown backend, or Triton asked for and not installed.
+        ConfigError: unknown backend, or Triton asked for where it is not installed or cannot run.
     """
     if backend not in ("auto", "eager", "compile", "triton"):
         raise ConfigError(f"Unknown backend {backend!r}.", "Choose auto, eager, compile or triton.")
     if backend == "triton" and not has_triton():
         raise ConfigError("The Triton backend needs Triton, which is not installed.", "Use backend='auto'.")
+    if backend == "triton" and device.type == "cpu" and not interpreted():
+        raise ConfigError(
+            "The Triton backend needs a GPU, and these tensors are on the CPU.",
+            "Use backend='auto'; to test the kernel, set TRITON_INTERPRET=1 before Python starts.",
+        )
     if backend == "auto":
         if device.type == "cuda":
             backend = "triton" if has_triton() else "eager"
@@ -55,6 +60,11 @@ def choose_fold(backend: str, device: torch.device, num_pairs: int) -> Fold:
 def has_triton() -> bool:
     """Whether Triton can be imported; it is not imported here."""
     return importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on tensors of any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache

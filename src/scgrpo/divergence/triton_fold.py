@@ -26,22 +26,25 @@ def _kernel(lead_ptr, other_ptr, out_ptr, n, width, SWAP: tl.constexpr, ENTROPY:
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width
-        lead = tl.load(lead_ptr + row * width + column, mask=inside, other=-float("inf"))
-        other = tl.load(other_ptr + row * width + column, mask=inside, other=-float("inf"))
-        new_l = tl.maximum(top_l, tl.max(lead, axis=0))
-        new_o = tl.maximum(top_o, tl.max(other, axis=0))
-        mass_l = tl.exp(lead - new_l)
-        mass_o = tl.exp(other - new_o)
+        # Lanes beyond the row are 0 in the products and -inf, that is no mass, in the sums: never -inf - -inf.
+        lead = tl.load(lead_ptr + row * width + column, mask=inside, other=0.0)
+        other = tl.load(other_ptr + row * width + column, mask=inside, other=0.0)
+        seen_l = tl.where(inside, lead, -float("inf"))
+        seen_o = tl.where(inside, other, -float("inf"))
+        new_l = tl.maximum(top_l, tl.max(seen_l, axis=0))
+        new_o = tl.maximum(top_o, tl.max(seen_o, axis=0))
+        mass_l = tl.exp(seen_l - new_l)
+        mass_o = tl.exp(seen_o - new_o)
         shrink_l = tl.exp(top_l - new_l)
         shrink_o = tl.exp(top_o - new_o)
         sum_l = sum_l * shrink_l + tl.sum(mass_l, axis=0)
         sum_o = sum_o * shrink_o + tl.sum(mass_o, axis=0)
-        gap = gap * shrink_l + tl.sum(tl.where(inside, mass_l * (lead - other), 0.0), axis=0)
+        gap = gap * shrink_l + tl.sum(mass_l * (lead - other), axis=0)
         if ENTROPY:  # of the student: the lead of the reverse direction, the other of the forward one
             if SWAP:
-                mean = mean * shrink_l + tl.sum(tl.where(inside, mass_l * lead, 0.0), axis=0)
+                mean = mean * shrink_l + tl.sum(mass_l * lead, axis=0)
             else:
-                mean = mean * shrink_o + tl.sum(tl.where(inside, mass_o * other, 0.0), axis=0)
+                mean = mean * shrink_o + tl.sum(mass_o * other, axis=0)
         top_l = new_l
         top_o = new_o
     lse_l = top_l + tl.log(sum_l)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from scgrpo.divergence import OutputHead
@@ -26,7 +26,8 @@ def backbone(model: nn.Module) -> Any:
 def output_head(model: nn.Module, temperature: float) -> OutputHead:
     """Output head of a causal LM: weights, bias, and the logit scale and soft-cap its configuration names.
 
-    Sharded weights (DTensor) are gathered; call it where the wrapper's forward would.
+    FSDP2's sharded weights (DTensor) are gathered; call it where the wrapper's forward would. Those of ZeRO-3 are
+    whole within `gathered_head` only.
 
     Raises:
         ConfigError: the head carries a LoRA adapter, which its weight alone does not show.
@@ -45,6 +46,20 @@ def output_head(model: nn.Module, temperature: float) -> OutputHead:
         softcap=getattr(config, "final_logit_softcapping", None),
         temperature=temperature,
     )
+
+
+def gathered_head(model: nn.Module) -> AbstractContextManager[Any]:
+    """Holds the whole output head where DeepSpeed ZeRO-3 has split it among the processes, all of which must enter.
+
+    ZeRO-3 gathers a weight for the forward of the module that owns it; the conditioned pass reads the head without.
+    """
+    split = _zero3_head(model)
+    if not split:
+        return nullcontext()
+    from deepspeed import zero
+
+    # One that DeepSpeed holds for another module (a tied embedding) is its own to give back.
+    return zero.GatheredParameters([parameter for parameter in split if not _is_available(parameter)])
 
 
 def logit_scale(config: Any) -> float:
@@ -78,6 +93,34 @@ def has_dropout(model: nn.Module) -> bool:
     # Attention applies its rate without a module of its own; configurations name it freely.
     rates = base_causal_lm(model).config.get_text_config().to_dict()
     return any(("drop" in key) and isinstance(rate, float) and rate > 0 for key, rate in rates.items())
+
+
+def reshard(model: nn.Module) -> None:
+    """Give gathered weights back after a pass. accelerate's FSDP2 units keep those of the head after a forward, for
+    the backward to come, and ZeRO-3 may, for a later use: after a pass without a backward they only take memory."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    for parameter in _zero3_head(model):
+        if _is_available(parameter) and not parameter.ds_active_sub_modules and not parameter.ds_persist:
+            parameter.partition()
+
+
+def _zero3_head(model: nn.Module) -> list[Any]:
+    """Parameters of the output head, if ZeRO-3 has split them."""
+    parameters = base_causal_lm(model).get_output_embeddings().parameters()
+    return [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+
+
+def _is_available(parameter: Any) -> bool:
+    """Whether ZeRO-3 has gathered this parameter."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    return bool(parameter.ds_status == ZeroParamStatus.AVAILABLE)
 
 
 def _whole(weight: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from scgrpo.credit import Evidence
 from scgrpo.divergence import Divergence, OutputHead, TokenEvidence
 from scgrpo.errors import NonFiniteError, ShapeError
 from scgrpo.teacher.hidden import CompletionStates
-from scgrpo.teacher.models import evaluation_mode
+from scgrpo.teacher.models import evaluation_mode, gathered_head, reshard
 
 # Runs a function of no arguments inside the training wrapper's forward, so that sharded parameters are gathered.
 Redirect = Callable[[Callable[[], Any]], Any]
@@ -63,6 +62,13 @@ class Pairs:
                 f"A prompt of pair {pair} has no tokens, so nothing predicts the first completion token.",
                 "Give every prompt at least one token, for example the beginning-of-sequence token.",
             )
+
+    def trimmed(self) -> Pairs:
+        """Without what follows each row's last token to score (tool output at the end, say): no score needs it."""
+        if not self.mask.shape[1]:
+            return self
+        position = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        return replace(self, lengths=(self.mask * position).amax(dim=1))
 
     def select(self, rows: Sequence[int]) -> Pairs:
         """The given rows, cut to their longest completion."""
@@ -115,12 +121,13 @@ class ConditionedPass:
             NonFiniteError: a logit is NaN or infinite; names pair and position.
         """
         out = torch.zeros(4, *pairs.completions.shape, dtype=torch.float32, device=pairs.completions.device)
+        pairs = pairs.trimmed()
         batches = list(self.batches(pairs))
         differentiable = pairs.student_hidden is not None and pairs.student_hidden.requires_grad
         with evaluation_mode(self.model), torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             for rows in batches:
                 batch = pairs.select(rows)
-                scores = self.redirect(partial(self._score, batch))
+                scores = self._run(batch)
                 values = torch.stack([getattr(scores, name) for name in _FIELDS])
                 _check(values, batch.mask, rows)
                 block = torch.zeros(4, *batch.mask.shape, dtype=values.dtype, device=values.device)
@@ -129,12 +136,14 @@ class ConditionedPass:
                     out = out.to(block.dtype)
                 out[:, rows, : block.shape[2]] = block
             for _ in range(len(batches), num_forwards or 0):
-                self.redirect(partial(self._score, _dummy(pairs)))
+                self._run(_dummy(pairs))
+        reshard(self.model)
         return Evidence(**dict(zip(_FIELDS, out, strict=True)))
 
     def batches(self, pairs: Pairs) -> Iterator[list[int]]:
         """Rows by forward, under the limit of tokens; longest first, so that memory peaks at the start. Where prompts
         are shared, rows of one teacher prompt stay together and it counts once; elsewhere padding counts."""
+        pairs = pairs.trimmed()
         lengths, prompts = pairs.lengths.tolist(), [tuple(prompt) for prompt in pairs.teacher_prompts]
         size = [len(prompt) + n for prompt, n in zip(prompts, lengths, strict=True)]
         student = [len(prompt) + n for prompt, n in zip(pairs.student_prompts, lengths, strict=True)]
@@ -160,6 +169,13 @@ class ConditionedPass:
         if batch:
             yield batch
 
+    def _run(self, batch: Pairs) -> TokenEvidence:
+        """`_score` inside the wrapper's forward, but not as its output: FSDP2's mixed precision rounds outputs to
+        bf16, and ZeRO-3 looks for tensors in them."""
+        scores: list[TokenEvidence] = []
+        self.redirect(lambda: scores.append(self._score(batch)))
+        return scores[0]
+
     def _score(self, batch: Pairs) -> TokenEvidence:
         with torch.no_grad(), self.autocast():
             student = batch.student_hidden
@@ -170,11 +186,12 @@ class ConditionedPass:
                 teacher = self.states(batch.teacher_prompts, batch.completions, batch.lengths)
                 # Detached, as the parameter itself has the policy's values again outside.
                 teacher_head = self._head(batch).detached() if self.teacher_weights else None
-        own = self._head(batch)
         kept, tokens = (student[batch.mask], teacher[batch.mask]), batch.completions[batch.mask]
-        head, student_head = (own, None) if teacher_head is None else (teacher_head, own)
         differentiable = student.requires_grad and torch.is_grad_enabled()
-        return self.divergence(*kept, tokens, head, student_head=student_head, differentiable=differentiable)
+        with gathered_head(self.model):
+            own = self._head(batch)
+            head, student_head = (own, None) if teacher_head is None else (teacher_head, own)
+            return self.divergence(*kept, tokens, head, student_head=student_head, differentiable=differentiable)
 
     def _head(self, batch: Pairs) -> OutputHead:
         """On a GPU autocast's precision holds for the product with the head, too, as it does for the policy's own."""

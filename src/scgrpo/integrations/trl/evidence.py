@@ -80,9 +80,24 @@ class EvidenceOfAll:
 
     def agreed_forwards(self, mine: int) -> int | None:
         """Processes that share sharded weights must run the same number of forwards, or they wait for ever."""
-        if self.accelerator.distributed_type != DistributedType.FSDP:
+        if not shares_weights(self.accelerator):
             return None
         return int(self.accelerator.gather(torch.tensor([mine], device=self.accelerator.device)).max())
+
+
+def shares_weights(accelerator: Accelerator) -> bool:
+    """Whether each process holds a part of the weights, so that a forward needs all of them (FSDP, ZeRO-3)."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return bool(accelerator.state.deepspeed_plugin.zero_stage == 3)
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def offloads_weights(accelerator: Accelerator) -> bool:
+    """Whether ZeRO-3 keeps its parts of the weights elsewhere than on the device."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return False
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config.get("zero_optimization", {})
+    return bool((settings.get("offload_param") or {}).get("device", "none") != "none")
 
 
 def all_agree(accelerator: Accelerator, verdict: bool) -> bool:

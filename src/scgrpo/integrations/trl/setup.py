@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl import compat
 from scgrpo.integrations.trl.dropping import check_droppable
+from scgrpo.integrations.trl.evidence import offloads_weights, shares_weights
 from scgrpo.teacher.models import has_dropout
 
 # Every process has all the weights.
@@ -64,15 +65,14 @@ def _model_problems(trainer: Any) -> list[str]:
 
 def _distribution_problems(trainer: Any) -> list[str]:
     """What keeps it from working with this distribution."""
-    args, problems = trainer.args, []
-    kind, state = trainer.accelerator.distributed_type, trainer.accelerator.state
-    if kind == DistributedType.DEEPSPEED and state.deepspeed_plugin.zero_stage == 3:
-        problems.append("DeepSpeed ZeRO-3 has not been verified: use FSDP with fsdp_version 2, or ZeRO-2.")
-    if kind == DistributedType.FSDP:
-        if state.fsdp_plugin.fsdp_version != 2:
-            problems.append("FSDP version 1 has not been verified: set fsdp_version to 2.")
+    args, accelerator, problems = trainer.args, trainer.accelerator, []
+    if accelerator.distributed_type == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version != 2:
+        problems.append("FSDP version 1 has not been verified: set fsdp_version to 2.")
+    if shares_weights(accelerator):
         if args.teacher_timing == "loss":
-            problems.append("teacher_timing='loss' has not been verified under FSDP.")
+            problems.append("teacher_timing='loss' has not been verified under FSDP and ZeRO-3.")
         if args.teacher_weights != "current":
-            problems.append("teacher_weights other than 'current' cannot be swapped under FSDP.")
+            problems.append("teacher_weights other than 'current' cannot be swapped under FSDP and ZeRO-3.")
+        if offloads_weights(accelerator):
+            problems.append("ZeRO-3 with offload_param has not been verified: leave it out.")
     return problems

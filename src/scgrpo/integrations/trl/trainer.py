@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
@@ -36,7 +35,7 @@ from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.dropping import drop_rows
-from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree
+from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree, shares_weights
 from scgrpo.integrations.trl.in_loss import (
     check_left_out,
     completion_logps,
@@ -279,7 +278,7 @@ class SCGRPOTrainer(GRPOTrainer):
 
     def _conditioner(self, policy: Any, teacher_prompt_fn: TeacherPromptFn | None) -> Conditioner:
         args, tokenizer = self.args, self._tokenizer
-        sharded = self.accelerator.distributed_type == DistributedType.FSDP
+        sharded = shares_weights(self.accelerator)
         score = ConditionedPass(
             model=policy,
             head=partial(output_head, policy, args.temperature),
@@ -310,8 +309,10 @@ class SCGRPOTrainer(GRPOTrainer):
             candidates = (cast(Sharing, self.args.teacher_prefix_sharing),)
         if not sharded:
             return CompletionStates(policy, candidates)
-        # Through a cache, processes would run different numbers of forwards.
-        kept = tuple(c for c in candidates if c != "cached") or ("off",)
+        # Through a cache, processes would run different numbers of forwards; and a packed forward breaks off where
+        # rows are longer than a layer's window, which may be so on one process alone.
+        windows = "sliding_attention" in (getattr(policy.config.get_text_config(), "layer_types", None) or ())
+        kept = tuple(c for c in candidates if c == "off" or (c == "packed" and not windows)) or ("off",)
         return CompletionStates(policy, kept, partial(all_agree, self.accelerator))
 
     def _tokenize_rows(self, prompts: list[Prompt], rows: list[int]) -> list[list[int]]:
