@@ -26,8 +26,8 @@ COMPILE_S = 20.0
 SAVED_S_PER_PAIR = 1e-9
 
 
-def choose_fold(backend: str, device: torch.device, num_pairs: int) -> Fold:
-    """The fold for a call that covers `num_pairs` = tokens x words.
+def choose_fold(backend: str, device: torch.device, num_pairs: int, dtype: torch.dtype = torch.float32) -> Fold:
+    """The fold for a call that covers `num_pairs` = tokens x words, for logits of `dtype`.
 
     `auto` takes Triton on a GPU that has it. On a CPU it starts eagerly and compiles once this process has done so
     much work that compiling at the start would have paid; without a C++ compiler it stays eager.
@@ -46,7 +46,7 @@ def choose_fold(backend: str, device: torch.device, num_pairs: int) -> Fold:
         )
     if backend == "auto":
         if device.type == "cuda":
-            backend = "triton" if has_triton() else "eager"
+            backend = "triton" if has_triton() and dtype == torch.float32 else "eager"
         else:
             backend = "compile" if _work.pays(num_pairs) and has_compiler() else "eager"
     if backend == "triton":

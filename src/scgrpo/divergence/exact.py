@@ -154,9 +154,9 @@ def vocabulary_sums(
     check_shapes(student_hidden, teacher_hidden, tokens, heads)
     device, n = student_hidden.device, len(student_hidden)
     lead = lead_of(direction)
-    fold = choose_fold(backend, device, n * len(head))
     with full_precision(device.type):
         tiles = Tiles(heads, tile_shape(n, len(head), device, tokens_per_tile, words_per_tile), student_hidden)
+        fold = choose_fold(backend, device, n * len(head), tiles.dtype)
         statistics = student_hidden.new_empty(4 if entropy else 3, n, dtype=tiles.dtype)
         chosen = None if tokens is None else student_hidden.new_empty(2, n, dtype=tiles.dtype)
         for rows in tiles.blocks(n):

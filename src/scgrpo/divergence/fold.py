@@ -24,7 +24,8 @@ from torch import Tensor
 STUDENT, TEACHER = 0, 1
 
 LOG2E = 1 / math.log(2)
-# Elements per block of `fold_eager`: two operands and a scratch of this size stay near the core.
+# Elements per block of `fold_eager` on a CPU: two operands and a scratch of this size stay near the core. Elsewhere
+# the tile is one block, as each block costs launches.
 BLOCK = 1 << 18
 
 
@@ -50,7 +51,7 @@ def fold_eager(tile: Tensor, lead: int, entropy: bool) -> Tensor:
     _, n, width = tile.shape
     out = tile.new_empty(4 if entropy else 3, n)
     other = 1 - lead
-    step = max(1, BLOCK // width)
+    step = max(1, BLOCK // width if tile.device.type == "cpu" else n)
     scratch = tile.new_empty(min(step, n), width)
     for start in range(0, n, step):
         block, rows = tile[:, start : start + step], out[:, start : start + step]
