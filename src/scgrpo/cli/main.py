@@ -11,7 +11,10 @@ from scgrpo.errors import ScgrpoError
 
 
 def _train(argv: Sequence[str]) -> int:
-    from scgrpo.cli.train import train_command
+    from scgrpo.cli.loading import heavy_imports
+
+    with heavy_imports():
+        from scgrpo.cli.train import train_command
 
     return train_command(argv)
 
