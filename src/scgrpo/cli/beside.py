@@ -6,6 +6,7 @@ interrupted or fails, and at their next line should it be killed, as nobody read
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -58,7 +59,7 @@ class SideRuns:
         reader = threading.Thread(target=self._print_lines, args=(process.stdout,), daemon=True)
         reader.start()
         self._processes.append((process, reader, job))
-        with process.stdin as stdin:
+        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # `wait` tells of one that has ended
             json.dump(dataclasses.asdict(job), stdin)
 
     def wait(self) -> None:
