@@ -52,7 +52,13 @@ class SideRuns:
     def start(self, job: Job) -> None:
         """Begin a run; what it prints is printed here from now on."""
         process = subprocess.Popen(
-            self.worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.worker,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+            encoding="utf-8",
+            errors="replace",
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -92,7 +98,7 @@ class SideRuns:
         for process, reader, _job in self._processes:
             process.terminate()  # nothing to end after `wait`
             process.wait()
-            reader.join()
+            reader.join(timeout=5)  # a verifier it had started may hold its output open for a while
 
 
 def enough_cores(runs: int, num_threads: int | None) -> bool:
