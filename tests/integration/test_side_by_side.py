@@ -53,9 +53,12 @@ def test_at_once_gives_what_one_after_another_gives(
         assert [lasting(e) for e in evaluations(turn)] == [lasting(e) for e in evaluations(once)]
         assert (once / "report.html").stat().st_size > 10_000
     assert json.loads((tmp_path / "once-uniform" / "config.resolved.json").read_text())["beside"] == ["../once"]
-    command = json.loads((tmp_path / "once-uniform" / "provenance.json").read_text())["starts"][0]["command"]
-    assert command[:4] == ["scgrpo", "train", "--config", "reach"]
-    assert command[-2:] == ["--credit", "uniform"]
+    first, second = (
+        json.loads((tmp_path / name / "provenance.json").read_text())["starts"][0]["command"]
+        for name in ("once", "once-uniform")
+    )
+    assert first == ["scgrpo", "train", *ARGUMENTS, "--output_dir", str(tmp_path / "once")]
+    assert second == [*first, "--credit", "uniform"], "the same program with what makes this run"
 
 
 def test_the_evaluation_before_training_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

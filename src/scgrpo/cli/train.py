@@ -68,10 +68,11 @@ def _jobs(argv: Sequence[str], parsed: Parsed) -> dict[str, Job]:
     compare_with = [method for method in parsed.run.compare_with or [] if method != "none"]
     methods = list(dict.fromkeys([parsed.trainer.credit, *compare_with]))
     paths = [main, *(main.with_name(f"{main.name}-{method}") for method in methods[1:])]
-    return {
-        method: Job([*argv, "--credit", method], str(path), [f"../{p.name}" for p in paths if p != path])
-        for method, path in zip(methods, paths, strict=True)
-    }
+    jobs = {}
+    for method, path in zip(methods, paths, strict=True):
+        changed = [] if method == parsed.trainer.credit else ["--credit", method]
+        jobs[method] = Job([*argv, *changed], str(path), [f"../{p.name}" for p in paths if p != path])
+    return jobs
 
 
 def _at_once(parsed: Parsed, runs: int) -> bool:
