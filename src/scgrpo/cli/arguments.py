@@ -36,6 +36,11 @@ class RunArguments(ScriptArguments):
     compare_with: list[str] | None = _setting(
         None, "Credit methods to train from the same start, beside `credit`; none = alone."
     )
+    side_by_side: bool = _setting(
+        False,
+        "Train the methods compared at the same time, each in a process of its own, where every one of their "
+        "num_threads finds a processor core; on CPU only.",
+    )
     on_existing: str = _setting("error", "A run directory that is in use: error, resume or overwrite.")
     max_train_rows: int | None = _setting(None, "Use at most this many training rows.")
     eval_problems: int = _setting(100, "Held-out problems of the evaluation before and after; 0 = none.")

@@ -34,14 +34,17 @@ def eval_command(argv: Sequence[str]) -> int:
     """Evaluate and print one table row."""
     args = _parser().parse_args(argv)
 
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from scgrpo.cli.loading import heavy_imports
 
-    from scgrpo.cli.setup import resolve_model
-    from scgrpo.errors import ConfigError
-    from scgrpo.evaluation import evaluate
-    from scgrpo.tasks import get_task
+    with heavy_imports():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
+
+        from scgrpo.cli.setup import resolve_model
+        from scgrpo.errors import ConfigError
+        from scgrpo.evaluation import evaluate
+        from scgrpo.tasks import get_task
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

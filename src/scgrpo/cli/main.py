@@ -11,7 +11,10 @@ from scgrpo.errors import ScgrpoError
 
 
 def _train(argv: Sequence[str]) -> int:
-    from scgrpo.cli.train import train_command
+    from scgrpo.cli.loading import heavy_imports
+
+    with heavy_imports():
+        from scgrpo.cli.train import train_command
 
     return train_command(argv)
 
@@ -44,11 +47,6 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 1 interrupted, 2 an error the user can act on."""
-    # Must precede the import of torch: idle OpenMP threads that spin cost a busy machine an order of magnitude.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # transformers announces the renaming of settings that TRL still uses.
-    warnings.filterwarnings("ignore", category=FutureWarning)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -61,8 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         print(f"scgrpo: unknown command {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
         return 2
+    return run_command(COMMANDS[arguments[0]][0], arguments[1:])
+
+
+def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run a command as a process of its own needs it; its exit code, see `main`."""
+    # Must precede the import of torch: idle OpenMP threads that spin cost a busy machine an order of magnitude.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # transformers announces the renaming of settings that TRL still uses.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        return COMMANDS[arguments[0]][0](arguments[1:])
+        return command(argv)
     except ScgrpoError as error:
         print(f"error: {error.problem}\n{error.remedy}".rstrip(), file=sys.stderr)
         return 2

@@ -1,0 +1,205 @@
+"""One training run in its own directory: evaluated before and after, recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from accelerate import PartialState
+from rich.console import Console
+
+from scgrpo.cli.arguments import Parsed
+from scgrpo.cli.progress import ProgressDisplay
+from scgrpo.cli.setup import Problem, resolve_model
+from scgrpo.evaluation import EvalResult, evaluate
+from scgrpo.integrations.trl import SCGRPOTrainer
+from scgrpo.integrations.trl.recorder import RunRecorder
+from scgrpo.runs import OnExists, RunDirectory
+
+# An evaluation as `evals.jsonl` has it.
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Run:
+    """One training run in its own directory.
+
+    Attributes:
+        beside: directories of the runs to show beside it, relative to its own.
+        command: the command line, for the record.
+    """
+
+    parsed: Parsed
+    problem: Problem
+    path: Path
+    beside: list[str]
+    command: list[str]
+
+    def train(
+        self,
+        console: Console,
+        *,
+        before: Record | None = None,
+        on_start: Callable[[Record | None], None] = lambda before: None,
+    ) -> Record | None:
+        """Evaluate, train, evaluate; everything lands in the run directory.
+
+        Args:
+            before: the first evaluation, if another run has made it from the same start.
+            on_start: called with the first evaluation when training is about to start.
+
+        Returns:
+            The first evaluation; None where there is none (resumed, no held-out problems, not the first process).
+        """
+        args = self.parsed.trainer
+        run = self._directory()
+        resume = _checkpoint(run, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+        trainer = self._trainer(run)
+        if PartialState().is_main_process:
+            if resume:
+                run.truncate_after(int(Path(resume).name.rsplit("-", 1)[1]))
+            run.write_config(self._resolved())
+            run.write_provenance(command=self.command, seeds={"seed": args.seed, "evaluation": args.seed})
+
+        held_out = _HeldOut(self, run, trainer, console)
+        before = None if resume else held_out.at(0, "before", before)
+        on_start(before)
+        display = ProgressDisplay(f"{args.credit:12s}", console)
+        trainer.add_callback(display)
+        trainer.add_callback(held_out.callback())
+        try:
+            trainer.train(resume_from_checkpoint=resume)
+        finally:
+            display.close()
+        held_out.at(trainer.state.global_step, "after")
+        trainer.save_model(str(run.model_dir))
+        return before
+
+    def _directory(self) -> RunDirectory:
+        """The run directory. One process makes it and writes; the others only need to know where."""
+        args = self.parsed.trainer
+        if PartialState().is_main_process:
+            on_exists = "resume" if args.resume_from_checkpoint else self.parsed.run.on_existing
+            run = RunDirectory.create(self.path, on_exists=cast(OnExists, on_exists))
+        else:
+            run = RunDirectory(self.path)
+        PartialState().wait_for_everyone()
+        args.output_dir = str(run.checkpoints_dir)
+        return run
+
+    def _trainer(self, run: RunDirectory) -> SCGRPOTrainer:
+        from datasets import Dataset
+        from transformers import PrinterCallback, ProgressCallback
+        from trl import get_peft_config, get_quantization_config
+
+        model, args, settings = self.parsed.model, self.parsed.trainer, self.parsed.run
+        args.model_init_kwargs = {
+            "revision": model.model_revision,
+            "attn_implementation": model.attn_implementation,
+            "dtype": model.dtype,
+            **(args.model_init_kwargs or {}),
+        }
+        trainer = SCGRPOTrainer(
+            model=resolve_model(model.model_name_or_path),
+            reward_funcs=self.problem.reward_funcs,
+            args=args,
+            train_dataset=Dataset.from_list(self.problem.train_rows),
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+        )
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        recorder = RunRecorder(
+            run,
+            trainer.processing_class,
+            every=settings.rollouts_every,
+            num_groups=settings.rollouts_groups,
+            verdicts=lambda: getattr(self.problem.reward_funcs[0], "last_verdicts", ()),
+        )
+        trainer.add_callback(recorder)
+        trainer.listeners.append(recorder.record)
+        return trainer
+
+    def _resolved(self) -> dict[str, Any]:
+        parsed = self.parsed
+        return {
+            "recipe": parsed.recipe,
+            "train": json.loads(parsed.trainer.to_json_string()),
+            "task": {"name": parsed.run.task, **parsed.run.task_settings},
+            "model": {"name_or_path": parsed.model.model_name_or_path, **_plain(parsed.model)},
+            "run": _plain(parsed.run),
+            "beside": self.beside,
+        }
+
+
+class _HeldOut:
+    """Evaluations of a run on its held-out problems."""
+
+    def __init__(self, run: Run, directory: RunDirectory, trainer: SCGRPOTrainer, console: Console) -> None:
+        self.run, self.directory, self.trainer, self.console = run, directory, trainer, console
+
+    def at(self, step: int, label: str, known: Record | None = None) -> Record | None:
+        """Evaluate now, or take a known record, on the first process; the others wait, and get None."""
+        if self.run.problem.task is None or not self.run.problem.eval_rows:
+            return None
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            if label == "before" and self.trainer.accelerator.is_main_process:
+                self.console.print("No evaluation while weights are sharded: run `scgrpo eval` on the saved model.")
+            return None
+        record = None
+        if self.trainer.accelerator.is_main_process:
+            record = self._evaluate().to_record(step, label) if known is None else known
+            self.directory.log_eval(record)
+        self.trainer.accelerator.wait_for_everyone()
+        return record
+
+    def _evaluate(self) -> EvalResult:
+        settings, args, problem = self.run.parsed.run, self.run.parsed.trainer, self.run.problem
+        assert problem.task is not None
+        return evaluate(
+            self.trainer.accelerator.unwrap_model(self.trainer.model),
+            self.trainer.processing_class,
+            problem.task,
+            rows=problem.eval_rows,
+            k=settings.eval_k,
+            temperature=settings.eval_temperature,
+            top_p=settings.eval_top_p,
+            max_new_tokens=args.max_completion_length,
+            batch_size=settings.eval_batch_rows,
+            seed=args.seed,
+            success_threshold=args.success_threshold,
+            chat_template_kwargs=args.chat_template_kwargs,
+        )
+
+    def callback(self) -> Any:
+        """Evaluates every `eval_every` steps."""
+        from transformers import TrainerCallback
+
+        held_out, every = self, self.run.parsed.run.eval_every
+
+        class DuringTraining(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if every and state.global_step % every == 0 and state.global_step < state.max_steps:
+                    held_out.at(state.global_step, "during")
+
+        return DuringTraining()
+
+
+def _checkpoint(run: RunDirectory, wanted: str | bool) -> str:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from scgrpo.errors import RunError
+
+    if str(wanted).lower() not in ("true", "last"):
+        return str(wanted)
+    last = get_last_checkpoint(str(run.checkpoints_dir)) if run.checkpoints_dir.is_dir() else None
+    if last is None:
+        raise RunError(f"{run.path} has no checkpoint to resume from.", "Start it anew under another output_dir.")
+    return last
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
