@@ -16,6 +16,12 @@ from scgrpo.credit.routing import Route
 from scgrpo.teacher.models import backbone
 
 Scored = tuple[Any, Counter[tuple[int, ...]]]
+ROW_BY_ROW = {
+    "teacher_prefix_sharing": "off",
+    "teacher_max_tokens": 1,
+    "teacher_timing": "generation",  # with a student pass of its own
+    "max_steps": 1,
+}
 
 
 @pytest.fixture
@@ -24,7 +30,7 @@ def score(tokenizer: Any, make_model: Callable[..., Any], tmp_path: Any) -> Call
     gradient with how often they did."""
 
     def run(**options: Any) -> Scored:
-        settings = {"teacher_prefix_sharing": "off", "teacher_max_tokens": 1, "max_steps": 1, **options}
+        settings = {**ROW_BY_ROW, **options}
         model = make_model()
         trainer, seen = make_trainer(tmp_path, model, tokenizer, **settings)
         trainer._evidence.probed = True  # the probe at the start has passes of its own
