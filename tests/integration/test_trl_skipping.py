@@ -24,7 +24,13 @@ def score(tokenizer: Any, make_model: Callable[..., Any], tmp_path: Any) -> Call
     gradient with how often they did."""
 
     def run(**options: Any) -> Scored:
-        settings = {"teacher_prefix_sharing": "off", "teacher_max_tokens": 1, "max_steps": 1, **options}
+        settings = {
+            "teacher_timing": "generation",
+            "teacher_prefix_sharing": "off",
+            "teacher_max_tokens": 1,
+            "max_steps": 1,
+            **options,
+        }
         model = make_model()
         trainer, seen = make_trainer(tmp_path, model, tokenizer, **settings)
         trainer._evidence.probed = True  # the probe at the start has passes of its own
