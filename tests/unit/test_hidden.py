@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from scgrpo.errors import ConfigError
 from scgrpo.teacher import hidden as module
 from scgrpo.teacher.hidden import SHARING, CompletionStates, Sharing, cached_hidden, rerun_hidden, sharing_candidates
 from scgrpo.teacher.models import backbone
@@ -148,10 +149,30 @@ def test_a_wrong_result_is_found_out_and_said(monkeypatch: pytest.MonkeyPatch, c
     states = CompletionStates(model)
     with torch.no_grad(), caplog.at_level(logging.INFO):
         found = states(*batch)
-    assert states.candidates == ("cached",)
+    assert states.sharing == "cached"
     assert largest_error(found, rerun_hidden(model, *batch), batch[2]) < 1e-5
     assert "packed prompts give other hidden states than plain ones (by 1.0e-02, relative)" in caplog.text
     assert "prompts are shared (cached)" in caplog.text
+
+
+def test_rows_longer_than_a_window_after_shorter_ones_are_passed_another_way(caplog: Any) -> None:
+    model = make("Qwen3Config", WINDOW | {"sliding_window": 40})
+    states, (prompts, completions, lengths) = CompletionStates(model, sharing_candidates(model)), rows()
+    with torch.no_grad():
+        states(prompts, completions, lengths)
+        assert states.sharing == "packed"
+        longer = [prompt * 4 for prompt in prompts]
+        found = states(longer, completions, lengths)
+        expected = rerun_hidden(model, longer, completions, lengths)
+    assert states.sharing == "cached"
+    assert largest_error(found, expected, lengths) < 1e-5
+    assert "packed prompts are given up" in caplog.text
+
+
+def test_the_only_kind_asked_for_says_what_to_do_where_it_cannot_be() -> None:
+    model, (prompts, completions, lengths) = make("Qwen3Config", WINDOW), rows()
+    with torch.no_grad(), pytest.raises(ConfigError, match=r"'packed'.*Set teacher_prefix_sharing='auto'"):
+        CompletionStates(model, ("packed",))(prompts, completions, lengths)
 
 
 def test_all_processes_take_what_is_right_on_all() -> None:

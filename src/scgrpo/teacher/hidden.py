@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from scgrpo.errors import ConfigError
 from scgrpo.teacher.models import backbone, base_causal_lm
 from scgrpo.teacher.packing import packed_hidden
 
@@ -123,11 +124,13 @@ class CompletionStates:
         candidates: kinds of sharing that may be used, fastest first; a single one is used unchecked.
         agree: turns this process's verdict on a candidate into that of all processes, where they must run the same
             number of forwards.
+        checked: the first candidate was found right.
     """
 
     model: nn.Module
     candidates: tuple[Sharing, ...] = SHARING
     agree: Callable[[bool], bool] = field(default=lambda verdict: verdict)
+    checked: bool = False
 
     @property
     def sharing(self) -> Sharing:
@@ -137,13 +140,27 @@ class CompletionStates:
     def __call__(
         self, prompts: Sequence[Sequence[int]], completions: Int[Tensor, "p t"], lengths: Int[Tensor, " p"]
     ) -> Float[Tensor, "p t h"]:
+        """Raises ConfigError if the only candidate cannot do these rows."""
+        rows = (prompts, completions, lengths)
         while len(self.candidates) > 1:
-            if self.agree(self._is_right(self.sharing, prompts, completions, lengths)):
-                logger.info("conditioned pass: prompts are shared (%s)", self.sharing)
-                self.candidates = self.candidates[:1]
-            else:
+            if not self.checked and not self.agree(self._is_right(self.sharing, *rows)):
                 self.candidates = self.candidates[1:]
-        return _FUNCTIONS[self.sharing](self.model, prompts, completions, lengths)
+                continue
+            if not self.checked:
+                logger.info("conditioned pass: prompts are shared (%s)", self.sharing)
+                self.checked = True
+            try:
+                return _FUNCTIONS[self.sharing](self.model, *rows)
+            except NotImplementedError as error:  # rows longer than a layer's window, after shorter ones, say
+                logger.warning("conditioned pass: %s prompts are given up: %s", self.sharing, error)
+                self.candidates, self.checked = self.candidates[1:], False
+        try:
+            return _FUNCTIONS[self.sharing](self.model, *rows)
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"Prompts cannot be shared as asked (teacher_prefix_sharing={self.sharing!r}): {error}.",
+                "Set teacher_prefix_sharing='auto'.",
+            ) from error
 
     def _is_right(
         self, sharing: Sharing, prompts: Sequence[Sequence[int]], completions: Tensor, lengths: Tensor
