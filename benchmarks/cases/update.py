@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,17 +69,20 @@ def _table(context: Context, model: str, checkpointing: bool) -> Table:
 def _require(table: Table, checkpointing: bool) -> None:
     """Against the leaner GRPO: off Triton, TRL's takes the log-probs of prompts, too, which would flatter us."""
     how = "gradient checkpointing" if checkpointing else "plain"
-    grpo, lean_, shared, literal = (table[name].ratio for name in (GRPO, LEAN, SHARED, LITERAL))
-    if lean_ is None or grpo is None or shared is None or literal is None:
-        return
-    lowest = min(grpo, lean_)
-    table.require(f"update / the faster GRPO's, {how}", shared / lowest, 1.40 if checkpointing else 1.45)
-    table.require(f"our overhead / as written, {how}", (shared - lowest) / (literal - lowest), 0.55)
-    peaks = [table[name].peak_mib for name in (GRPO, LEAN)]
-    mine = table[SHARED].peak_mib
-    if mine and all(peaks):
-        lowest_peak = min(peak for peak in peaks if peak)
-        table.require(f"peak memory / the leaner GRPO's, {how}", mine / lowest_peak, 1.10)
+
+    def update(of: Callable[[str], float]) -> float:
+        return of(SHARED) / min(of(GRPO), of(LEAN))
+
+    def overhead(of: Callable[[str], float]) -> float:
+        base = min(of(GRPO), of(LEAN))
+        return (of(SHARED) - base) / (of(LITERAL) - base)
+
+    table.require_time(f"update / the faster GRPO's, {how}", 1.40 if checkpointing else 1.45, update)
+    table.require_time(f"our overhead / as written, {how}", 0.55, overhead)
+    mine, *others = (table[name].peak_mib for name in (SHARED, GRPO, LEAN))
+    if mine and all(others):
+        lowest = min(peak for peak in others if peak)
+        table.require(f"peak memory / the leaner GRPO's, {how}", mine / lowest, 1.10)
 
 
 def lean(steps: Steps) -> Steps:
