@@ -16,6 +16,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser
 
 from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl import SCGRPOConfig
+from scgrpo.integrations.trl.presets import preset
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -34,7 +35,9 @@ class RunArguments(ScriptArguments):
         None, "Further reward functions, dotted import paths, as in `trl grpo`."
     )
     compare_with: list[str] | None = _setting(
-        None, "Credit methods to train from the same start, beside `credit`; none = alone."
+        None,
+        "Further runs from the same start: methods (grpo, dapo, ...), credit methods over the configured `method`, "
+        "or both (dapo+sc_grpo); none = alone.",
     )
     side_by_side: bool = _setting(
         False,
@@ -96,15 +99,22 @@ def parse_train(argv: Sequence[str]) -> Parsed:
     if "--dry_run" in arguments and not torch.accelerator.is_available():
         arguments += ["--use_cpu", "true"]  # a recipe for GPUs can be looked at anywhere
     recipe = "command line"
+    settings: dict[str, Any] = {}
     if "--config" in arguments:
         index = arguments.index("--config") + 1
         if index == len(arguments):
             raise ConfigError("--config needs a recipe.", f"Shipped ones: {', '.join(recipe_names())}.")
         path = find_recipe(arguments[index])
         recipe, arguments[index] = path.stem, str(path)
-        _check_keys(path)
+        settings = _checked(path)
     # A default output_dir lets the recipe leave it out; the command fills in the run directory.
     parser = TrlParser(DATACLASSES, prog="scgrpo train", allow_abbrev=False)
+    named = _last(arguments, "--method")
+    method = named or settings.get("method")
+    if method is not None:  # in place of defaults: the recipe's keys and the flags come on top
+        parser.set_defaults_with_config(**preset(method))
+    if named is not None:  # it replaces what the recipe says is trained, of which `credit` is a part
+        arguments = ["--credit", preset(named)["credit"], *arguments]
     try:
         run, trainer, model, from_recipe, from_line = parser.parse_args_and_config(
             arguments, return_remaining_strings=True, separate_remaining_strings=True
@@ -139,7 +149,19 @@ def _known_keys() -> set[str]:
     return {f.name for cls in DATACLASSES for f in fields(cls)} | {"config", "env"}
 
 
-def _check_keys(path: Path) -> None:
+def _last(arguments: Sequence[str], flag: str) -> str | None:
+    """The value argparse will take: the last `--flag value` or `--flag=value`."""
+    value = None
+    for place, argument in enumerate(arguments):
+        if argument == flag and place + 1 < len(arguments):
+            value = arguments[place + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+    return value
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """The recipe's settings."""
     try:
         recipe = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -149,6 +171,7 @@ def _check_keys(path: Path) -> None:
     unknown = [key for key in recipe if key not in _known_keys()]
     if unknown:
         raise _unknown(unknown)
+    return recipe
 
 
 def _unknown(keys: Sequence[str]) -> ConfigError:

@@ -16,6 +16,7 @@ from scgrpo.cli.progress import ProgressDisplay
 from scgrpo.cli.setup import Problem, resolve_model
 from scgrpo.evaluation import EvalResult, evaluate
 from scgrpo.integrations.trl import SCGRPOTrainer
+from scgrpo.integrations.trl.presets import label
 from scgrpo.integrations.trl.recorder import RunRecorder
 from scgrpo.runs import OnExists, RunDirectory
 
@@ -67,7 +68,7 @@ class Run:
         held_out = _HeldOut(self, run, trainer, console)
         before = None if resume else held_out.at(0, "before", before)
         on_start(before)
-        display = ProgressDisplay(f"{args.credit:12s}", console)
+        display = ProgressDisplay(f"{label(args.method, args.credit):12s}", console)
         trainer.add_callback(display)
         trainer.add_callback(held_out.callback())
         try:

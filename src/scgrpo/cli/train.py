@@ -1,4 +1,4 @@
-"""`scgrpo train`: one recipe, one or several credit methods from the same start, a table and a report."""
+"""`scgrpo train`: one recipe, one or several methods from the same start, a table and a report."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from scgrpo.cli.beside import Job, SideRuns, enough_cores, is_own_command
 from scgrpo.cli.dry_run import dry_run
 from scgrpo.cli.run import Record, Run
 from scgrpo.cli.setup import Problem, load_problem, make_task
+from scgrpo.integrations.trl.presets import label, method_names, preset
 from scgrpo.runs import RunDirectory
 
 
@@ -66,13 +67,24 @@ def _jobs(argv: Sequence[str], parsed: Parsed) -> dict[str, Job]:
     """By method: the configured one first, then those to compare with."""
     main = _run_path(parsed)
     compare_with = [method for method in parsed.run.compare_with or [] if method != "none"]
-    methods = list(dict.fromkeys([parsed.trainer.credit, *compare_with]))
+    first = label(parsed.trainer.method, parsed.trainer.credit)
+    methods = list(dict.fromkeys([first, *compare_with]))
     paths = [main, *(main.with_name(f"{main.name}-{method}") for method in methods[1:])]
     jobs = {}
     for method, path in zip(methods, paths, strict=True):
-        changed = [] if method == parsed.trainer.credit else ["--credit", method]
+        changed = [] if method == first else _flags(method)
         jobs[method] = Job([*argv, *changed], str(path), [f"../{p.name}" for p in paths if p != path])
+        if changed:
+            parse_train(jobs[method].argv)  # what cannot work should say so before the first run, not after it
     return jobs
+
+
+def _flags(name: str) -> list[str]:
+    """What makes a run the named one: a method, a credit method over the configured one, or `method+credit`."""
+    method, _, credit = (name, "", "") if name in method_names() else name.rpartition("+")
+    if method:
+        return ["--method", method, "--credit", credit or preset(method)["credit"]]
+    return ["--credit", name]
 
 
 def _at_once(parsed: Parsed, runs: int) -> bool:
@@ -140,9 +152,9 @@ def _table(results: dict[str, list[Record]]) -> Table:
         table.add_column(column, justify="right" if "@" in column else "left", no_wrap=True)
     for method, evaluations in results.items():
         ends = {"before": evaluations[0], "after": evaluations[-1]} if len(evaluations) > 1 else {}
-        for label, record in ends.items():
+        for end, record in ends.items():
             numbers = (_interval(record[name]) for name in ("avg_at_k", "pass_at_k"))
-            table.add_row(method if label == "before" else "", label, *numbers, str(record["num_problems"]))
+            table.add_row(method if end == "before" else "", end, *numbers, str(record["num_problems"]))
         table.add_section()
     return table
 

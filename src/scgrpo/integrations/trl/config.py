@@ -3,6 +3,8 @@
 Defaults are the paper's, also where they differ from TRL's:
 1. `loss_type="grpo"` (sequence mean of token means; TRL: "dapo");
 2. `vllm_importance_sampling_mode="token_truncate"` (TRL's "sequence_mask" drops whole long sequences unseen).
+
+`method` replaces defaults by those of a named baseline, see `presets.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from scgrpo.credit.methods import CreditMethod
 from scgrpo.divergence.choice import Divergence, DivergenceKind
 from scgrpo.divergence.exact import Direction
 from scgrpo.errors import ConfigError
+from scgrpo.integrations.trl.presets import preset
 from scgrpo.teacher.hidden import SHARING
 from scgrpo.teacher.prompts import get_template
 from scgrpo.teacher.weights import check_teacher_weights
@@ -42,6 +45,11 @@ class SCGRPOConfig(GRPOConfig):
     loss_type: str = _setting("grpo", "TRL's loss types; those without per-token advantages are refused.")
     vllm_importance_sampling_mode: str = _setting("token_truncate", "As in TRL, with a safer default.")
 
+    method: str | None = _setting(
+        None,
+        "What is optimised, by name: grpo, sc_grpo, dr_grpo, dapo, cispo, ... A preset of other settings; those you "
+        "give yourself win. Default: the settings as they are.",
+    )
     credit: str = _setting("sc_grpo", "Credit method: sc_grpo, uniform (plain GRPO), or one you registered.")
     credit_quantile: float = _setting(0.75, "Threshold c is this quantile of the active token_kl.")
     credit_floor: float = _setting(1e-4, "Smallest threshold c, in nats.")
@@ -93,7 +101,18 @@ class SCGRPOConfig(GRPOConfig):
         False, "Leave rows whose advantages are all 0 out of the loss's forward: same gradient, less work."
     )
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> SCGRPOConfig:
+        config = super().__new__(cls)
+        # A given value that equals the default can be told from a default only here.
+        places = (f.name for f in dataclasses.fields(cls) if f.init)
+        config._given = {name for name, _ in zip(places, args, strict=False)} | kwargs.keys()
+        return config
+
     def __post_init__(self) -> None:
+        given: set[str] = vars(self).pop("_given")
+        for name, value in preset(self.method).items() if self.method is not None else ():
+            if name not in given:
+                setattr(self, name, value)
         super().__post_init__()
         problems = list(self._problems())
         if problems:

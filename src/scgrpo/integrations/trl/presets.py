@@ -1,0 +1,105 @@
+"""Baselines by name: `SCGRPOConfig(method="dapo")`. A preset is a bundle of settings that stands in for the defaults.
+
+`method` says what is optimised, `credit` how it is spread over tokens: `method="dapo", credit="sc_grpo"` puts
+SC-GRPO's weights on DAPO's loss. Whatever is given beside the name wins, also where it equals a default:
+1. in Python, every argument of the call `SCGRPOConfig(...)`;
+2. on the command line, every key of the recipe and every flag. Only `--method` itself replaces the recipe's `method`
+   and `credit` together, as these two name what is trained; `--credit` beside it puts weights on it again.
+
+In the formulas, rho_t = pi / pi_old of a token, A the advantage of its rollout, r the reward. What is common to all:
+no KL to a reference unless `beta` is set; learning rate, batch and lengths are the user's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from scgrpo.errors import ConfigError
+
+Settings = dict[str, Any]
+_PRESETS: dict[str, Callable[[], Settings]] = {}
+
+
+def method_names() -> list[str]:
+    """Names of the presets, sorted."""
+    return sorted(_PRESETS)
+
+
+def preset(name: str) -> Settings:
+    """Settings of a method; every preset names its `credit`.
+
+    Raises:
+        ConfigError: unknown name; the nearest one is named.
+    """
+    if name not in _PRESETS:
+        near = difflib.get_close_matches(name, _PRESETS, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"Unknown method {name!r}.", f"{hint}Known: {', '.join(method_names())}.")
+    return _PRESETS[name]()
+
+
+def label(method: str | None, credit: str) -> str:
+    """What to call a run: its method, its credit method where there is no other, or both: `dapo+sc_grpo`."""
+    if method is None:
+        return credit
+    return method if preset(method)["credit"] == credit else f"{method}+{credit}"
+
+
+def _method(name: str) -> Callable[[Callable[[], Settings]], Callable[[], Settings]]:
+    def register(settings: Callable[[], Settings]) -> Callable[[], Settings]:
+        _PRESETS[name] = settings
+        return settings
+
+    return register
+
+
+@_method("grpo")
+def grpo() -> Settings:
+    """GRPO (arXiv 2402.03300, eq. 3).
+
+        mean_i mean_t min(rho_t A_i, clip(rho_t, .8, 1.2) A_i),    A_i = (r_i - mean r) / std r  over the group
+
+    Departures: 1. no KL to a reference (there .04); set `beta`. 2. TRL divides by `std + 1e-4`.
+    """
+    return {
+        "credit": "uniform",
+        "loss_type": "grpo",
+        "importance_sampling_level": "token",
+        "scale_rewards": "group",
+        "epsilon": 0.2,  # and epsilon_high, which follows it
+    }
+
+
+@_method("sc_grpo")
+def sc_grpo() -> Settings:
+    """SC-GRPO (arXiv 2606.18810): GRPO with `f_t A_i` for `A_i`, `f = D / (D + c)`.
+
+    Departures: the table "Paper versus code" of docs/method.md.
+    """
+    return {**grpo(), "credit": "sc_grpo"}
+
+
+@_method("dr_grpo")
+def dr_grpo() -> Settings:
+    """Dr. GRPO (arXiv 2503.20783, section 3.2): GRPO without its two biases.
+
+        sum_i sum_t min(rho_t A_i, clip(rho_t, .8, 1.2) A_i) / (G * max_completion_length),    A_i = r_i - mean r
+
+    Departures: 1. the sum is over a micro-batch and divided by its number of rollouts: the same mean.
+    """
+    return {**grpo(), "loss_type": "dr_grpo", "scale_rewards": "none"}
+
+
+@_method("cispo")
+def cispo() -> Settings:
+    """CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4): the ratio is clipped and detached, no token loses its gradient.
+
+        sum_i sum_t sg[min(rho_t, epsilon_high)] A_i log pi_t / sum_i |o_i|
+
+    Departures: 1. `epsilon_high` is the cap itself (TRL), the paper's `1 + eps_high`, whose value it does not tell; 5
+    is what ScaleRL (arXiv 2510.13786) settles on. 2. No lower clip, as in the paper's runs. 3. The token mean is over
+    the generation batch.
+    """
+    return {**grpo(), "loss_type": "cispo", "epsilon_high": 5.0}
