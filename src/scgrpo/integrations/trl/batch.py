@@ -22,6 +22,8 @@ class Rollouts:
     Attributes:
         inputs: dataset rows; prompts, completions: strings or messages; completion_ids: unpadded token ids.
         rewards: (N, functions), NaN where a function gave no verdict.
+        environments: names of the rows' environments, for agents.
+        refilled: further rollouts were graded after some of these.
     """
 
     inputs: Sequence[Mapping[str, Any]]
@@ -29,6 +31,8 @@ class Rollouts:
     completions: Sequence[Any]
     completion_ids: Sequence[Sequence[int]]
     rewards: Float[Tensor, "n funcs"]
+    environments: Sequence[Any] | None = None
+    refilled: bool = False
 
 
 @dataclass(frozen=True)

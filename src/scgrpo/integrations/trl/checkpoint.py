@@ -1,4 +1,5 @@
-"""What a checkpoint holds beyond TRL's: the teacher's weights, and rollouts that are only partly trained on.
+"""What a checkpoint holds beyond TRL's: the teacher's weights, rollouts that are only partly trained on, and how many
+prompts dynamic sampling has drawn.
 
 Demonstrations are drawn from a stream named by seed and step, so no random state of ours needs saving. TRL forgets
 its buffered rollouts at a checkpoint in the middle of a generation batch and samples new ones; with them, training
@@ -26,32 +27,44 @@ _STATE, _TEACHER = "scgrpo_state.json", "scgrpo_teacher.safetensors"
 
 
 def save_state(
-    folder: Path, teacher: TeacherWeights, micro_step: int, buffered: list[dict[str, Any]] | None, rank: int
+    folder: Path,
+    teacher: TeacherWeights,
+    micro_step: int,
+    buffered: list[dict[str, Any]] | None,
+    rank: int,
+    extra_prompts: int = 0,
 ) -> None:
     """Write this process's part of the state beside the checkpoint of TRL.
 
     Args:
         micro_step: forward-backward passes done since the start.
         buffered: micro-batches of the current generation batch if some are still to be trained on, else None.
+        extra_prompts: prompts drawn by dynamic sampling.
     """
     if buffered is not None:
         save_file(_flatten(buffered), folder / _rollouts_file(rank))
     if rank == 0:
         if teacher.state_dict():
             save_file({name: t.contiguous() for name, t in teacher.state_dict().items()}, folder / _TEACHER)
-        state = {"schema_version": SCHEMA_VERSION, "micro_step": micro_step, "teacher_weights": teacher.kind}
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            "micro_step": micro_step,
+            "teacher_weights": teacher.kind,
+            "extra_prompts": extra_prompts,
+        }
         (folder / _STATE).write_text(json.dumps(state))
 
 
-def load_state(folder: Path, teacher: TeacherWeights, rank: int) -> tuple[int, list[dict[str, Tensor]] | None]:
-    """Restore what `save_state` wrote; returns the micro step and the buffered micro-batches, if any.
+def load_state(folder: Path, teacher: TeacherWeights, rank: int) -> tuple[int, list[dict[str, Tensor]] | None, int]:
+    """Restore what `save_state` wrote; returns the micro step, the buffered micro-batches, if any, and the number of
+    extra prompts.
 
     Raises:
         RunError: the state was written by a newer version, or its teacher's weights are missing.
     """
     if not (folder / _STATE).exists():
         logger.warning("%s holds no scgrpo state: the teacher starts from the resumed policy.", folder)
-        return 0, None
+        return 0, None, 0
     state = json.loads((folder / _STATE).read_text())
     if state["schema_version"] > SCHEMA_VERSION:
         raise RunError(f"{folder / _STATE} was written by a newer version.", "Upgrade scgrpo to resume from it.")
@@ -63,7 +76,8 @@ def load_state(folder: Path, teacher: TeacherWeights, rank: int) -> tuple[int, l
             )
         teacher.load_state_dict(load_file(folder / _TEACHER))
     rollouts = folder / _rollouts_file(rank)
-    return state["micro_step"], _unflatten(load_file(rollouts)) if rollouts.exists() else None
+    buffered = _unflatten(load_file(rollouts)) if rollouts.exists() else None
+    return state["micro_step"], buffered, state.get("extra_prompts", 0)
 
 
 def _rollouts_file(rank: int) -> str:

@@ -9,7 +9,8 @@ trained.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -125,6 +126,15 @@ def completions_scored_by(
         yield
     finally:
         trl_utils._ChunkedLogProbFunction = own
+
+
+def completions_table(logs: Mapping[str, Any]) -> dict[str, deque[Any]]:
+    """The columns of TRL's table of completions by name: rows of the last generation batch, in gathered order."""
+    columns: dict[str, deque[Any]] = {}
+    for name, column in logs.items():
+        inner = column.items() if isinstance(column, Mapping) else [("", column)]
+        columns |= {f"{name}/{key}": values for key, values in inner}
+    return columns
 
 
 def through_wrapper(wrapper: nn.Module, model: nn.Module) -> Callable[[Callable[[], Any]], Any]:

@@ -97,6 +97,16 @@ class SCGRPOConfig(GRPOConfig):
     )
     divergence_topk: int = _setting(64, "Words of divergence=topk.")
 
+    dynamic_sampling_max_rounds: int = _setting(
+        0,
+        "DAPO: sample further prompts up to this many times in place of groups that are all solved or all failed; "
+        "0 = off.",
+    )
+    overlong_frac: float = _setting(
+        0.0,
+        "DAPO's soft overlong punishment: rewards fall by up to 0.5 (or the last of reward_weights) over this last "
+        "share of max_completion_length; 0 = off.",
+    )
     drop_zero_advantages: bool = _setting(
         False, "Leave rows whose advantages are all 0 out of the loss's forward: same gradient, less work."
     )
@@ -109,7 +119,7 @@ class SCGRPOConfig(GRPOConfig):
         return config
 
     def __post_init__(self) -> None:
-        given: set[str] = vars(self).pop("_given")
+        given: set[str] = self.__dict__.pop("_given")
         for name, value in preset(self.method).items() if self.method is not None else ():
             if name not in given:
                 setattr(self, name, value)
@@ -158,6 +168,21 @@ class SCGRPOConfig(GRPOConfig):
             )
         if self.credit != "uniform":
             problems += self._per_token_problems()
+        return problems + self._sampling_problems()
+
+    def _sampling_problems(self) -> list[str]:
+        problems = []
+        if not 0 <= self.overlong_frac <= 1:
+            problems.append(f"overlong_frac is {self.overlong_frac}: choose a share in [0, 1] (0 = off).")
+        if self.dynamic_sampling_max_rounds < 0:
+            problems.append(f"dynamic_sampling_max_rounds is {self.dynamic_sampling_max_rounds}: choose at least 0.")
+        if self.dynamic_sampling_max_rounds and (
+            self.scale_rewards == "batch" or self.multi_objective_aggregation != "sum_then_normalize"
+        ):
+            problems.append(
+                "dynamic_sampling_max_rounds replaces groups, whose advantages must not depend on other groups: use "
+                "scale_rewards 'group' or 'none', and multi_objective_aggregation='sum_then_normalize'."
+            )
         return problems
 
     def _per_token_problems(self) -> list[str]:

@@ -92,6 +92,30 @@ def dr_grpo() -> Settings:
     return {**grpo(), "loss_type": "dr_grpo", "scale_rewards": "none"}
 
 
+@_method("dapo")
+def dapo() -> Settings:
+    """DAPO (arXiv 2503.14476, eq. 8, 11 and 13).
+
+        sum_i sum_t min(rho_t A_i, clip(rho_t, .8, 1.28) A_i) / sum_i |o_i|,    0 < solved rollouts < G
+        r_i = verdict + soft overlong punishment
+
+    Departures: 1. refilling ends after 3 rounds, see `dynamic_sampling.py`. 2. The punishment weighs one half, see
+    `overlong.py`; the stretch it grows on is the paper's fifth of the length. 3. The token mean is over the
+    generation batch. 4. TRL divides by `std + 1e-4`. 5. Overlong filtering is not on, as in the paper's final recipe;
+    set `mask_truncated_completions`.
+
+    With `credit="sc_grpo"`, plan and groups are those of the refilled batch: a group without a solved rollout is
+    seen only where refilling gave up, so the diversity of SC-GRPO rarely has anything to do.
+    """
+    return {
+        **grpo(),
+        "loss_type": "dapo",
+        "epsilon_high": 0.28,
+        "dynamic_sampling_max_rounds": 3,
+        "overlong_frac": 0.2,
+    }
+
+
 @_method("cispo")
 def cispo() -> Settings:
     """CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4): the ratio is clipped and detached, no token loses its gradient.

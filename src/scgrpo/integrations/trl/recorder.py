@@ -112,7 +112,7 @@ class RunRecorder(TrainerCallback):
 
     def _verdict(self, batch: ScoredBatch, row: int) -> Verdict:
         known = self.verdicts()
-        if len(known) == len(batch.rollouts.prompts):
+        if len(known) == len(batch.rollouts.prompts) and not batch.rollouts.refilled:
             return known[row]
         graded = bool(batch.groups.graded[row])
         return Verdict(0.0) if graded else Verdict(float("nan"), Status.ERROR, "no verdict")

@@ -1,16 +1,23 @@
-"""What a trainer's model and distribution allow, checked before anything is trained."""
+"""What a trainer's model and distribution allow, checked before anything is trained, and its parts put together."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 from accelerate.utils import DistributedType
 
 from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl import compat
+from scgrpo.integrations.trl.conditioning import Conditioner, TeacherPromptFn
 from scgrpo.integrations.trl.dropping import check_droppable
-from scgrpo.integrations.trl.evidence import offloads_weights, shares_weights
-from scgrpo.teacher.models import has_dropout
+from scgrpo.integrations.trl.dynamic_sampling import DynamicSampling, ExtraPrompts
+from scgrpo.integrations.trl.evidence import all_agree, offloads_weights, shares_weights
+from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
+from scgrpo.teacher.models import has_dropout, output_head
+from scgrpo.teacher.prompts import DemonstrationFormatter, control_tokens, get_template, teacher_prompt
+from scgrpo.teacher.scoring import ConditionedPass
 
 # Every process has all the weights.
 _REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -20,6 +27,8 @@ def check_setup(trainer: Any) -> None:
     """Raise ConfigError, with all problems at once, unless the trainer's settings can work with its model."""
     args = trainer.args
     problems = check_droppable(args, trainer.aux_loss_enabled) if args.drop_zero_advantages else []
+    if args.dynamic_sampling_max_rounds:
+        problems += _sampling_problems(trainer)
     if args.credit != "uniform":
         problems += [*_model_problems(trainer), *_distribution_problems(trainer)]
     if problems:
@@ -63,6 +72,16 @@ def _model_problems(trainer: Any) -> list[str]:
     return problems
 
 
+def _sampling_problems(trainer: Any) -> list[str]:
+    """What keeps dynamic sampling from working with this trainer."""
+    problems = []
+    if not hasattr(trainer.train_dataset, "__getitem__"):
+        problems.append("dynamic_sampling_max_rounds needs a training set with a length, not a stream.")
+    if trainer._is_vlm:
+        problems.append("dynamic_sampling_max_rounds cannot replace prompts with images.")
+    return problems
+
+
 def _distribution_problems(trainer: Any) -> list[str]:
     """What keeps it from working with this distribution."""
     args, accelerator, problems = trainer.args, trainer.accelerator, []
@@ -76,3 +95,62 @@ def _distribution_problems(trainer: Any) -> list[str]:
         if offloads_weights(accelerator):
             problems.append("ZeRO-3 with offload_param has not been verified: leave it out.")
     return problems
+
+
+def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | None) -> Conditioner:
+    """The conditioned pass over the trainer's model."""
+    args, tokenizer = trainer.args, trainer._tokenizer
+    sharded = shares_weights(trainer.accelerator)
+    score = ConditionedPass(
+        model=policy,
+        head=partial(output_head, policy, args.temperature),
+        states=_states(trainer, policy, sharded),
+        max_rows=args.per_device_train_batch_size,
+        max_tokens=args.teacher_max_tokens,
+        teacher_weights=None if args.teacher_weights == "current" else trainer._teacher.applied,
+        autocast=trainer.accelerator.autocast,
+        divergence=args.token_divergence(),
+    )
+    if sharded:
+        score = replace(score, redirect=compat.through_wrapper(trainer.model, policy))
+    return Conditioner(
+        score=score,
+        format=DemonstrationFormatter(
+            encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+            decode=tokenizer.decode,
+            max_tokens=args.demonstration_max_tokens or args.max_completion_length,
+            special_tokens=control_tokens(tokenizer),
+        ),
+        teacher_prompt=teacher_prompt_fn or partial(teacher_prompt, template=get_template(args.teacher_template)),
+        tokenize=trainer._tokenize_rows,
+    )
+
+
+def _states(trainer: Any, policy: Any, sharded: bool) -> CompletionStates:
+    candidates = sharing_candidates(policy)
+    if trainer.args.teacher_prefix_sharing != "auto":
+        candidates = (cast(Sharing, trainer.args.teacher_prefix_sharing),)
+    if not sharded:
+        return CompletionStates(policy, candidates)
+    # Through a cache, processes would run different numbers of forwards; and a packed forward breaks off where
+    # rows are longer than a layer's window, which may be so on one process alone.
+    windows = "sliding_attention" in (getattr(policy.config.get_text_config(), "layer_types", None) or ())
+    kept = tuple(c for c in candidates if c == "off" or (c == "packed" and not windows)) or ("off",)
+    return CompletionStates(policy, kept, partial(all_agree, trainer.accelerator))
+
+
+def dynamic_sampling(trainer: Any) -> DynamicSampling:
+    """What refills the trainer's generation batches."""
+    args = trainer.args
+    return DynamicSampling(
+        accelerator=trainer.accelerator,
+        prompts=ExtraPrompts(trainer.train_dataset, args.seed),
+        sample=trainer._sample,
+        num_generations=trainer.num_generations,
+        success=trainer._success,
+        success_threshold=args.success_threshold,
+        max_rounds=args.dynamic_sampling_max_rounds,
+        pad_token_id=trainer._tokenizer.pad_token_id,
+        table=partial(compat.completions_table, trainer._logs),
+        log=partial(trainer._log_under, "sampling"),
+    )

@@ -8,14 +8,14 @@ Differences from GRPOTrainer:
 2. a rollout whose success reward has no verdict is left out instead of counting as 0 in the weighted sum;
 3. an exception in a reward function costs the rollouts that cause it, not the run;
 4. a non-finite loss stops training instead of reaching the optimizer;
-5. a checkpoint in the middle of a generation batch keeps the rollouts still to be trained on.
+5. a checkpoint in the middle of a generation batch keeps the rollouts still to be trained on;
+6. with `dynamic_sampling_max_rounds`, groups that teach nothing are replaced by further ones.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -29,13 +29,13 @@ from scgrpo.credit import Credit, CreditMethod
 from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.errors import ConfigError, IncompatibleHostError
-from scgrpo.integrations.trl import compat
+from scgrpo.integrations.trl import compat, overlong
 from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
-from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts, TeacherPromptFn
+from scgrpo.integrations.trl.conditioning import Conditioned, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.dropping import drop_rows
-from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree, shares_weights
+from scgrpo.integrations.trl.evidence import EvidenceOfAll
 from scgrpo.integrations.trl.in_loss import (
     check_left_out,
     completion_logps,
@@ -44,11 +44,9 @@ from scgrpo.integrations.trl.in_loss import (
     sampled_order,
 )
 from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
-from scgrpo.integrations.trl.setup import check_setup, scores_in_loss
-from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
-from scgrpo.teacher.models import backbone, has_dropout, output_head
-from scgrpo.teacher.prompts import DemonstrationFormatter, Prompt, control_tokens, get_template, teacher_prompt
-from scgrpo.teacher.scoring import ConditionedPass
+from scgrpo.integrations.trl.setup import check_setup, conditioner, dynamic_sampling, scores_in_loss
+from scgrpo.teacher.models import backbone, has_dropout
+from scgrpo.teacher.prompts import Prompt
 from scgrpo.teacher.weights import TeacherKind, TeacherWeights
 
 
@@ -90,6 +88,10 @@ class SCGRPOTrainer(GRPOTrainer):
             reward_funcs = [guarded(func) for func in reward_funcs]
         elif reward_funcs is not None:
             reward_funcs = guarded(reward_funcs)
+        if args.overlong_frac:
+            reward_funcs, args.reward_weights = overlong.with_punishment(
+                reward_funcs, args.reward_weights, args.overlong_frac, args.max_completion_length
+            )
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
 
         self.credit_method = credit_method or args.credit_method()
@@ -106,10 +108,11 @@ class SCGRPOTrainer(GRPOTrainer):
         self.add_callback(_TeacherUpdate(self._teacher))
         self._evidence = EvidenceOfAll(
             self.accelerator,
-            self._conditioner(policy, teacher_prompt_fn),
-            self._log_credit,
+            conditioner(self, policy, teacher_prompt_fn),
+            partial(self._log_under, "credit"),
             floor=getattr(self.credit_method, "floor", None),
         )
+        self._sampling = dynamic_sampling(self) if args.dynamic_sampling_max_rounds else None
         # What passes from one of TRL's steps to the next: its rollouts with their rewards; hidden states of its own
         # pass; the batch whose credit the loss will assign, and that loss's inputs (all, kept).
         self._rollouts: Rollouts | None = None
@@ -123,19 +126,31 @@ class SCGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = overlong.only_where_graded(rewards, self.reward_func_names)
         group_size = self.num_generations if self.model.training else self.num_generations_eval
         rewards = exclude_ungraded(rewards, self._success, group_size, self.reward_func_names)
-        self._rollouts = Rollouts(inputs, prompts, completions, completion_ids_list, rewards)
+        environments = getattr(self, "_batch_environments", None)
+        self._rollouts = Rollouts(inputs, prompts, completions, completion_ids_list, rewards, environments)
         return rewards
+
+    def _sample(self, inputs: Any) -> tuple[dict[str, Any], Rollouts]:
+        """TRL's generation batch, and what it would drop."""
+        batch = super()._generate_and_score_completions(inputs)
+        rollouts, self._rollouts = self._rollouts, None
+        assert rollouts is not None
+        return batch, rollouts
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         # Dropout is on in TRL's pass; its hidden states are the policy's own only where there is none.
         self._capturing = self.model.training and not has_dropout(self.model)
         self._captured = None
-        batch = super()._generate_and_score_completions(inputs)
+        batch, rollouts = self._sample(inputs)
         self._capturing = False
-        rollouts, self._rollouts = self._rollouts, None
-        if self.model.training and rollouts is not None:
+        if self.model.training:
+            if self._sampling is not None:
+                batch, rollouts = self._sampling.refill(batch, rollouts)
+                self._captured = None if rollouts.refilled else self._captured  # of rows that are no longer there
+                self._batch_environments = rollouts.environments
             uncredited = self._plan(batch, rollouts)
             hidden = None
             if self._captured is not None and "old_per_token_logps" in batch:
@@ -238,7 +253,7 @@ class SCGRPOTrainer(GRPOTrainer):
             batch["advantages"] = credit.advantages[first : first + rows, :width]
             if getattr(self.credit_method, "scope", None) == "micro_batch":
                 batch["credit_micro_batch"] = groups.micro_batch[first : first + rows]
-        self._log_credit({**route_metrics(groups, credit.route), **credit.metrics})
+        self._log_under("credit", {**route_metrics(groups, credit.route), **credit.metrics})
         if self.listeners:
             scored = ScoredBatch(
                 step=self.state.global_step,
@@ -276,45 +291,6 @@ class SCGRPOTrainer(GRPOTrainer):
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
-    def _conditioner(self, policy: Any, teacher_prompt_fn: TeacherPromptFn | None) -> Conditioner:
-        args, tokenizer = self.args, self._tokenizer
-        sharded = shares_weights(self.accelerator)
-        score = ConditionedPass(
-            model=policy,
-            head=partial(output_head, policy, args.temperature),
-            states=self._states(policy, sharded),
-            max_rows=args.per_device_train_batch_size,
-            max_tokens=args.teacher_max_tokens,
-            teacher_weights=None if args.teacher_weights == "current" else self._teacher.applied,
-            autocast=self.accelerator.autocast,
-            divergence=args.token_divergence(),
-        )
-        if sharded:
-            score = replace(score, redirect=compat.through_wrapper(self.model, policy))
-        return Conditioner(
-            score=score,
-            format=DemonstrationFormatter(
-                encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-                decode=tokenizer.decode,
-                max_tokens=args.demonstration_max_tokens or args.max_completion_length,
-                special_tokens=control_tokens(tokenizer),
-            ),
-            teacher_prompt=teacher_prompt_fn or partial(teacher_prompt, template=get_template(args.teacher_template)),
-            tokenize=self._tokenize_rows,
-        )
-
-    def _states(self, policy: Any, sharded: bool) -> CompletionStates:
-        candidates = sharing_candidates(policy)
-        if self.args.teacher_prefix_sharing != "auto":
-            candidates = (cast(Sharing, self.args.teacher_prefix_sharing),)
-        if not sharded:
-            return CompletionStates(policy, candidates)
-        # Through a cache, processes would run different numbers of forwards; and a packed forward breaks off where
-        # rows are longer than a layer's window, which may be so on one process alone.
-        windows = "sliding_attention" in (getattr(policy.config.get_text_config(), "layer_types", None) or ())
-        kept = tuple(c for c in candidates if c == "off" or (c == "packed" and not windows)) or ("off",)
-        return CompletionStates(policy, kept, partial(all_agree, self.accelerator))
-
     def _tokenize_rows(self, prompts: list[Prompt], rows: list[int]) -> list[list[int]]:
         """Token ids of prompts that stand for the given local rows, rendered as for generation."""
         if self.environment_factories is None:
@@ -330,7 +306,7 @@ class SCGRPOTrainer(GRPOTrainer):
     def _success_column(self) -> int:
         names, wanted = self.reward_func_names, self.args.success_reward
         if wanted is None:
-            return 0
+            return next((place for place, name in enumerate(names) if name != overlong.NAME), 0)
         if wanted not in names:
             raise ConfigError(
                 f"success_reward={wanted!r} is not among the reward functions.", f"Choose one of {', '.join(names)}."
@@ -344,18 +320,21 @@ class SCGRPOTrainer(GRPOTrainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         unfinished = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
         buffered = self._buffered_inputs if unfinished else None
-        save_state(folder, self._teacher, self._step, buffered, self.accelerator.process_index)
+        drawn = self._sampling.prompts.drawn if self._sampling else 0
+        save_state(folder, self._teacher, self._step, buffered, self.accelerator.process_index, drawn)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._step, self._buffered_inputs = load_state(
+            self._step, self._buffered_inputs, drawn = load_state(
                 Path(checkpoint), self._teacher, self.accelerator.process_index
             )
+            if self._sampling is not None:
+                self._sampling.prompts.drawn = drawn
 
-    def _log_credit(self, metrics: dict[str, float]) -> None:
+    def _log_under(self, prefix: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
-            self._metrics["train"][f"credit/{name}"].append(value)
+            self._metrics["train"][f"{prefix}/{name}"].append(value)
 
 
 class _TeacherUpdate(TrainerCallback):
