@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ def gathered(model: Any) -> list[str]:
     return [name for name, value in model.named_parameters() if not is_shard(value)]
 
 
+def completions_of(pattern: str, kind: str) -> Callable[[int, int], list[int]]:
+    plain, refill = canned(pattern), canned("FFFFSSSFSFFF")
+    return lambda batch, row: (refill if kind == "refilled" and batch % 2 else plain)(batch, row)
+
+
 def train(out: Path, pattern: str, loss_type: str, kind: str, processes: int) -> dict[str, Any]:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, tie_word_embeddings=kind != "untied")
@@ -87,12 +93,13 @@ def train(out: Path, pattern: str, loss_type: str, kind: str, processes: int) ->
         out,
         model,
         tokenizer,
-        completions=canned(pattern),
+        completions=completions_of(pattern, kind),
         per_device_train_batch_size=12 // processes,
         num_generations=4,
         max_steps=4 if kind == "twice" else 2,
         num_iterations=2 if kind == "twice" else 1,
         loss_type=loss_type,
+        dynamic_sampling_max_rounds=int(kind == "refilled"),
         trainer_options={"peft_config": LoraConfig(**lora)} if kind == "lora" else {},
         **({"use_cpu": False, "deepspeed": ZERO3} if is_on("DEEPSPEED") else {}),
     )

@@ -20,6 +20,8 @@ PATTERNS = {
     "one-sided": "SSFFSFFFSSSS",
     # Nothing is scored anywhere.
     "nothing": "SFFFSSSSSFFF",
+    # The second and third group are replaced by those of the next batch, see the worker.
+    "unsolved": "SSFFFFFFFFFF",
 }
 
 
@@ -31,6 +33,7 @@ CASES = [
         ("mixed", "dapo", "lora"),
         ("mixed", "grpo", "twice"),  # each batch is trained on twice, and TRL's own pass leaves the student's states
         ("one-sided", "dapo", "tied"),
+        ("unsolved", "dapo", "refilled"),
         ("nothing", "grpo", "tied"),
     )
 ]

@@ -28,6 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ema": {"teacher_weights": "ema", "teacher_ema_decay": 0.5},
     "snapshot": {"teacher_weights": "snapshot", "teacher_snapshot_steps": 2},
     "frozen": {"teacher_weights": "frozen"},
+    "refilled": {"dynamic_sampling_max_rounds": 2},
     "lora": {"lora": True, "num_iterations": 2},
 }
 

@@ -6,7 +6,8 @@ decided on rewards that all processes have, so that these stay in step. Differen
 1. it stops after `max_rounds`; what is degenerate then stays in the batch with advantage 0, and its tokens count in
    the denominators of the loss;
 2. a round samples a whole generation batch (TRL knows no smaller one), and what is not needed of it is dropped;
-3. its prompts come in an order of their own over the training set, beside the dataloader's, which moves on as ever;
+3. its prompts come in an order of their own over the training set, beside the dataloader's, which moves on as ever
+   (so a prompt can come up again within an epoch);
 4. a group stays on its process; where groups straddle processes, one replaces the one at its own place only.
 
 TRL's own metrics get one entry per batch sampled: with a refill, `reward`, `completions/...`, `num_tokens` and the

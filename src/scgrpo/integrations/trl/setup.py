@@ -75,7 +75,7 @@ def _model_problems(trainer: Any) -> list[str]:
 def _sampling_problems(trainer: Any) -> list[str]:
     """What keeps dynamic sampling from working with this trainer."""
     problems = []
-    if not hasattr(trainer.train_dataset, "__getitem__"):
+    if not hasattr(trainer.train_dataset, "__len__"):
         problems.append("dynamic_sampling_max_rounds needs a training set with a length, not a stream.")
     if trainer._is_vlm:
         problems.append("dynamic_sampling_max_rounds cannot replace prompts with images.")
