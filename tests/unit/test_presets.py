@@ -34,6 +34,22 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "grpo": {"credit": "uniform", "loss_type": "grpo", "scale_rewards": "group", "epsilon": 0.2, "beta": 0.0},
     "sc_grpo": {"credit": "sc_grpo", "loss_type": "grpo", "scale_rewards": "group", "epsilon": 0.2, "beta": 0.0},
     "dr_grpo": {"credit": "uniform", "loss_type": "dr_grpo", "scale_rewards": "none", "epsilon": 0.2},
+    "dapo": {
+        "credit": "uniform",
+        "loss_type": "dapo",
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "beta": 0.0,
+        "dynamic_sampling_max_rounds": 3,
+        "overlong_frac": 0.2,
+    },
+    "gspo_token": {
+        "credit": "uniform",
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence_token",
+        "epsilon": 3e-4,
+        "epsilon_high": 4e-4,
+    },
     "cispo": {"credit": "uniform", "loss_type": "cispo", "epsilon_high": 5.0},
 }
 

@@ -20,6 +20,7 @@ from scgrpo.credit.methods import CreditMethod
 from scgrpo.divergence.choice import Divergence, DivergenceKind
 from scgrpo.divergence.exact import Direction
 from scgrpo.errors import ConfigError
+from scgrpo.integrations.trl import gspo
 from scgrpo.integrations.trl.presets import preset
 from scgrpo.teacher.hidden import SHARING
 from scgrpo.teacher.prompts import get_template
@@ -44,6 +45,10 @@ class SCGRPOConfig(GRPOConfig):
 
     loss_type: str = _setting("grpo", "TRL's loss types; those without per-token advantages are refused.")
     vllm_importance_sampling_mode: str = _setting("token_truncate", "As in TRL, with a safer default.")
+    importance_sampling_level: str = _setting(
+        "token",
+        "As in TRL: token or sequence; or sequence_token: the sequence's ratio, which lets tokens keep weights.",
+    )
 
     method: str | None = _setting(
         None,
@@ -166,6 +171,16 @@ class SCGRPOConfig(GRPOConfig):
                 "groups need the whole generation batch in one micro-batch. Set steps_per_generation=1, or "
                 "teacher_timing='generation'."
             )
+        if self.importance_sampling_level not in ("token", "sequence", gspo.LEVEL):
+            problems.append(
+                f"importance_sampling_level={self.importance_sampling_level!r}: choose token, sequence or "
+                f"{gspo.LEVEL}."
+            )
+        if self.importance_sampling_level == gspo.LEVEL and self.loss_type not in gspo.LOSS_TYPES:
+            problems.append(
+                f"loss_type={self.loss_type!r} makes sequence ratios of its own: with "
+                f"importance_sampling_level={gspo.LEVEL!r} choose one of {', '.join(gspo.LOSS_TYPES)}."
+            )
         if self.credit != "uniform":
             problems += self._per_token_problems()
         return problems + self._sampling_problems()
@@ -192,9 +207,9 @@ class SCGRPOConfig(GRPOConfig):
                 f"loss_type={self.loss_type!r} cannot carry credit per token: choose one of "
                 f"{', '.join(PER_TOKEN_LOSS_TYPES)}, or credit='uniform'."
             )
-        if self.importance_sampling_level != "token":
+        if self.importance_sampling_level == "sequence":
             problems.append(
                 f"importance_sampling_level={self.importance_sampling_level!r}: with a sequence-level ratio the "
-                "gradient sees only the mean of the weights. Use 'token', or credit='uniform'."
+                f"gradient sees only the mean of the weights. Use 'token', {gspo.LEVEL!r}, or credit='uniform'."
             )
         return problems

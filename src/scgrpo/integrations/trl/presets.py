@@ -116,6 +116,24 @@ def dapo() -> Settings:
     }
 
 
+@_method("gspo_token")
+def gspo_token() -> Settings:
+    """GSPO in its token form (arXiv 2507.18071, eq. 13 and 14).
+
+        mean_i mean_t min(s_t A_t, clip(s_t, 1 - 3e-4, 1 + 4e-4) A_t),    s_t = sg[s] pi_t / sg[pi_t]
+        s = exp(mean_t log(pi_t / pi_old_t))
+
+    Departures: 1. TRL divides by `std + 1e-4`. 2. The paper updates 4 times per generation batch; here that is yours
+    to set (`steps_per_generation`, `num_iterations`): with a single update every ratio is 1, and this is GRPO.
+    """
+    return {
+        **grpo(),
+        "importance_sampling_level": "sequence_token",
+        "epsilon": 3e-4,
+        "epsilon_high": 4e-4,
+    }
+
+
 @_method("cispo")
 def cispo() -> Settings:
     """CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4): the ratio is clipped and detached, no token loses its gradient.

@@ -29,7 +29,7 @@ from scgrpo.credit import Credit, CreditMethod
 from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.errors import ConfigError, IncompatibleHostError
-from scgrpo.integrations.trl import compat, overlong
+from scgrpo.integrations.trl import compat, gspo, overlong
 from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.conditioning import Conditioned, LocalRollouts, TeacherPromptFn
@@ -93,6 +93,8 @@ class SCGRPOTrainer(GRPOTrainer):
                 reward_funcs, args.reward_weights, args.overlong_frac, args.max_completion_length
             )
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        if args.importance_sampling_level == gspo.LEVEL:
+            self.importance_sampling_level = "token"  # of TRL's loss; what it is given makes it the sequence's
 
         self.credit_method = credit_method or args.credit_method()
         self.listeners: list[Callable[[ScoredBatch], None]] = []
@@ -177,7 +179,8 @@ class SCGRPOTrainer(GRPOTrainer):
         if self.args.drop_zero_advantages and self.model.training:
             kept, factor = drop_rows(inputs, self.loss_type)
         self._loss_inputs = (inputs, kept) if self.model.training else None
-        loss = super()._compute_loss(model, kept)
+        with gspo.old_logps_kept(kept):
+            loss = super()._compute_loss(model, kept)
         self._loss_inputs = None
         loss = loss if factor == 1 else loss * factor
         check_finite("The loss", loss.detach()[None])
@@ -186,6 +189,15 @@ class SCGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        result = self._logps(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        if self._loss_inputs is not None and self.args.importance_sampling_level == gspo.LEVEL:
+            gspo.anchor(self._loss_inputs[1], result[0])
+        return result
+
+    def _logps(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """TRL's log-probs and entropies, with what comes off on the way: credit in the loss, hidden states before."""
         compute = partial(
             super()._get_per_token_logps_and_entropies,
             *(model, input_ids, attention_mask, logits_to_keep, *args),
