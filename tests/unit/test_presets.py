@@ -50,6 +50,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "epsilon": 3e-4,
         "epsilon_high": 4e-4,
     },
+    "reinforce++": {"credit": "reinforce++", "loss_type": "dapo", "epsilon": 0.2, "kl_in_reward": True},
     "cispo": {"credit": "uniform", "loss_type": "cispo", "epsilon_high": 5.0},
 }
 

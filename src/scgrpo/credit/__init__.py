@@ -10,6 +10,7 @@ from scgrpo.credit.methods import (
     credit_method_names,
     register_credit_method,
 )
+from scgrpo.credit.reinforce import ReinforcePlusPlus
 from scgrpo.credit.routing import Route, choose_demonstrations, route_groups
 from scgrpo.credit.sc_grpo import SCGRPO
 from scgrpo.credit.uniform import Uniform
@@ -22,6 +23,7 @@ __all__ = [
     "Evidence",
     "Groups",
     "Plan",
+    "ReinforcePlusPlus",
     "Route",
     "Uniform",
     "choose_demonstrations",

@@ -38,6 +38,7 @@ class Groups:
         mask: (B, T) True where the policy produced the token and the loss counts it.
         advantages: (B,) the host's group advantages A_i.
         micro_batch: (B,) id of the micro-batch a rollout will be trained in; only `scope="micro_batch"` reads it.
+        rewards: (B, T) reward of each token, usually the outcome at the last one; NaN rows = no reward.
     """
 
     group: Int[Tensor, " b"]
@@ -48,13 +49,15 @@ class Groups:
     mask: Bool[Tensor, "b t"]
     advantages: Float[Tensor, " b"]
     micro_batch: Int[Tensor, " b"]
+    rewards: Float[Tensor, "b t"] | None = None
 
     def __post_init__(self) -> None:
         rows = self.mask.shape[0]
         for field in dataclasses.fields(self):
-            if getattr(self, field.name).shape[0] != rows:
+            value = getattr(self, field.name)
+            if value is not None and value.shape[0] != rows:
                 raise ShapeError(
-                    f"Groups.{field.name} has {getattr(self, field.name).shape[0]} rows, the mask has {rows}.",
+                    f"Groups.{field.name} has {value.shape[0]} rows, the mask has {rows}.",
                     "Every field describes the same rollouts, one row each.",
                 )
         sizes = torch.unique(self.group, return_counts=True)
@@ -143,11 +146,11 @@ class CreditMethod(Protocol):
     """A credit method. Instances are immutable; all randomness comes from `rng`."""
 
     def plan(self, groups: Groups, rng: random.Random) -> Plan:
-        """Pairs to score; an empty plan leaves the host's advantages untouched."""
+        """Pairs to score; with an empty plan nothing is."""
         ...
 
     def assign(self, groups: Groups, plan: Plan, evidence: Evidence) -> Credit:
-        """Per-token advantages from the evidence."""
+        """Per-token advantages from the evidence; the host's own where they are to stay."""
         ...
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scgrpo.credit import Credit, Evidence, Groups, Plan
+from scgrpo.integrations.trl.token_rewards import outcomes, token_rewards
 from scgrpo.teacher.prompts import Demonstration, Prompt
 
 
@@ -79,12 +80,15 @@ def gather_groups(
     success_threshold: float,
     complete_ids: set[int],
     micro_batch: Int[Tensor, " b"],
+    reward_weights: Float[Tensor, " funcs"],
+    penalty: Float[Tensor, "b t"] | None = None,
 ) -> Groups:
     """Groups of the whole generation batch, the same on every process.
 
     Args:
         complete_ids: a completion that does not end with one of these was cut off.
         micro_batch: (B,) of this process.
+        penalty: (B, T) of this process, to be taken off the rewards of its tokens.
     """
     device = accelerator.device
     mask = batch["completion_mask"] * batch.get("tool_mask", 1)
@@ -97,6 +101,12 @@ def gather_groups(
         dim=1,
     )
     lengths, truncated, micro = accelerator.gather(local).unbind(1)
+
+    def of_all(tokens: Tensor) -> Tensor:
+        return accelerator.gather(accelerator.pad_across_processes(tokens, dim=1))
+
+    mask = of_all(mask).bool()
+    outcome = outcomes(rollouts.rewards, reward_weights)
     verdict = rollouts.rewards[:, success]
     return Groups(
         group=torch.arange(len(verdict), device=device) // num_generations,
@@ -104,9 +114,10 @@ def gather_groups(
         graded=~verdict.isnan(),
         truncated=truncated.bool(),
         lengths=lengths,
-        mask=accelerator.gather(accelerator.pad_across_processes(mask, dim=1)).bool(),
+        mask=mask,
         advantages=accelerator.gather(batch["advantages"]),
         micro_batch=micro,
+        rewards=token_rewards(outcome, mask, None if penalty is None else of_all(penalty)),
     )
 
 

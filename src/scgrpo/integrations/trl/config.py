@@ -112,6 +112,11 @@ class SCGRPOConfig(GRPOConfig):
         "DAPO's soft overlong punishment: rewards fall by up to 0.5 (or the last of reward_weights) over this last "
         "share of max_completion_length; 0 = off.",
     )
+    kl_in_reward: bool = _setting(
+        False,
+        "With beta > 0: take the KL to the reference off the reward of each token, not off the loss; for credit "
+        "methods that read rewards (reinforce++).",
+    )
     drop_zero_advantages: bool = _setting(
         False, "Leave rows whose advantages are all 0 out of the loss's forward: same gradient, less work."
     )
@@ -171,6 +176,12 @@ class SCGRPOConfig(GRPOConfig):
                 "groups need the whole generation batch in one micro-batch. Set steps_per_generation=1, or "
                 "teacher_timing='generation'."
             )
+        if self.credit != "uniform":
+            problems += self._per_token_problems()
+        return [*problems, *self._ratio_problems(), *self._reward_problems(), *self._sampling_problems()]
+
+    def _ratio_problems(self) -> list[str]:
+        problems = []
         if self.importance_sampling_level not in ("token", "sequence", gspo.LEVEL):
             problems.append(
                 f"importance_sampling_level={self.importance_sampling_level!r}: choose token, sequence or "
@@ -181,9 +192,21 @@ class SCGRPOConfig(GRPOConfig):
                 f"loss_type={self.loss_type!r} makes sequence ratios of its own: with "
                 f"importance_sampling_level={gspo.LEVEL!r} choose one of {', '.join(gspo.LOSS_TYPES)}."
             )
-        if self.credit != "uniform":
-            problems += self._per_token_problems()
-        return problems + self._sampling_problems()
+        return problems
+
+    def _reward_problems(self) -> list[str]:
+        problems = []
+        if self.method == "reinforce++" and self.credit != self.method:
+            problems.append(
+                f"method='reinforce++' is a credit method itself, credit={self.credit!r} would take its place: leave "
+                "credit out, or choose method='dapo' or 'grpo' for the weights."
+            )
+        if self.kl_in_reward and self.beta and self.credit in ("uniform", "sc_grpo"):
+            problems.append(
+                f"kl_in_reward with credit={self.credit!r}: the KL would be lost, as group advantages come from the "
+                "rewards without it. Set kl_in_reward=False, or credit='reinforce++'."
+            )
+        return problems
 
     def _sampling_problems(self) -> list[str]:
         problems = []

@@ -134,6 +134,20 @@ def gspo_token() -> Settings:
     }
 
 
+@_method("reinforce++")
+def reinforce() -> Settings:
+    """REINFORCE++ (arXiv 2501.03262): PPO's clip with whitened returns for advantages, no critic, no groups.
+
+        mean over tokens of min(rho_t A_t, clip(rho_t, .8, 1.2) A_t),    A_t = (R_t - mean R) / std R over the batch
+        R_t = r - beta * sum_{s >= t} (log pi_old_s - log pi_ref_s)
+
+    Departures: 1. those of credit/reinforce.py. 2. `beta` is yours to set: without it there is no reference. 3. Each
+    prompt is sampled `num_generations` times, as the host's batches are groups; the baseline is the batch's all the
+    same. Another `credit` is refused: these advantages are a credit method themselves.
+    """
+    return {**grpo(), "credit": "reinforce++", "loss_type": "dapo", "kl_in_reward": True}
+
+
 @_method("cispo")
 def cispo() -> Settings:
     """CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4): the ratio is clipped and detached, no token loses its gradient.

@@ -45,6 +45,7 @@ from scgrpo.integrations.trl.in_loss import (
 )
 from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
 from scgrpo.integrations.trl.setup import check_setup, conditioner, dynamic_sampling, scores_in_loss
+from scgrpo.integrations.trl.token_rewards import loss_without_kl, reference_penalty
 from scgrpo.teacher.models import backbone, has_dropout
 from scgrpo.teacher.prompts import Prompt
 from scgrpo.teacher.weights import TeacherKind, TeacherWeights
@@ -179,7 +180,7 @@ class SCGRPOTrainer(GRPOTrainer):
         if self.args.drop_zero_advantages and self.model.training:
             kept, factor = drop_rows(inputs, self.loss_type)
         self._loss_inputs = (inputs, kept) if self.model.training else None
-        with gspo.old_logps_kept(kept):
+        with gspo.old_logps_kept(kept), loss_without_kl(self):
             loss = super()._compute_loss(model, kept)
         self._loss_inputs = None
         loss = loss if factor == 1 else loss * factor
@@ -229,6 +230,8 @@ class SCGRPOTrainer(GRPOTrainer):
             success_threshold=self.args.success_threshold,
             complete_ids={*self.eos_token_ids, self._tokenizer.pad_token_id},
             micro_batch=compat.upcoming_micro_batches(len(rollouts.prompts), self.args.steps_per_generation),
+            reward_weights=self.reward_weights,
+            penalty=reference_penalty(self, batch),
         )
         # Named by seed, step and generation batch: every process draws the same plan, a resumed run the one it would
         # have drawn, and the cut into micro-batches does not matter.
@@ -261,7 +264,7 @@ class SCGRPOTrainer(GRPOTrainer):
         conditioned, evidence = self._evidence(plan, local, rollouts.completions, groups.mask.shape[1])
         credit = self.credit_method.assign(groups, plan, evidence)
         check_finite("The credit assigned", credit.advantages)
-        if len(plan):
+        if len(plan) or not torch.equal(credit.advantages, groups.advantages[:, None].expand_as(groups.mask)):
             batch["advantages"] = credit.advantages[first : first + rows, :width]
             if getattr(self.credit_method, "scope", None) == "micro_batch":
                 batch["credit_micro_batch"] = groups.micro_batch[first : first + rows]
