@@ -83,7 +83,10 @@ def make_trainer(
     trainer_options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[Any, Seen]:
-    """A trainer on the small model, and a record of what it will do. `credit=None`: TRL's own GRPOTrainer."""
+    """A trainer on the small model, and a record of what it will do.
+
+    `credit=None`: TRL's own GRPOTrainer. With a `method`, its loss type is used.
+    """
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -92,7 +95,9 @@ def make_trainer(
 
     base, config = (GRPOTrainer, GRPOConfig) if credit is None else (SCGRPOTrainer, SCGRPOConfig)
     given = {**SETTINGS, **settings}
-    if credit is not None:
+    if "method" in settings and "loss_type" not in settings:
+        del given["loss_type"]
+    if credit not in (None, "of the method"):
         given["credit"] = credit
     seen, rows = Seen(), rows or prompt_rows(8)
 

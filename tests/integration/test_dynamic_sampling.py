@@ -137,13 +137,13 @@ def test_the_punishment_never_says_what_is_solved(run_trainer: Run) -> None:
     )
     assert trainer._success == 0
     assert seen.scored[0].groups.solved.tolist() == [True, False] * 4
-    assert trainer.loss_type == "grpo", "given by the harness, so it wins"
+    assert trainer.loss_type == "dapo"
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.beta) == (0.2, 0.28, 0)
     assert len(seen.scored[0].plan) == 8
 
 
 def test_dapo_trains_end_to_end(run_trainer: Run) -> None:
-    trainer, _, _ = run_trainer(method="dapo", credit="uniform", loss_type="dapo", dynamic_sampling_max_rounds=2)
+    trainer, _, _ = run_trainer(method="dapo", credit="of the method")
     log = trainer.state.log_history[0]
     assert "sampling/rounds" in log
     assert f"rewards/{overlong.NAME}/mean" in log

@@ -13,7 +13,7 @@ from scgrpo import SCGRPOConfig
 from scgrpo.errors import ConfigError
 
 Run = Callable[..., tuple[Any, Any, Any]]
-OPTIONS: dict[str, Any] = {"method": "reinforce++", "credit": "reinforce++", "loss_type": "dapo"}
+OPTIONS: dict[str, Any] = {"method": "reinforce++", "credit": "of the method"}
 
 
 def test_its_advantages_reach_the_loss_and_the_first_loss_is_minus_their_mean(run_trainer: Run) -> None:
