@@ -142,6 +142,11 @@ def test_the_punishment_never_says_what_is_solved(run_trainer: Run) -> None:
     assert len(seen.scored[0].plan) == 8
 
 
+def test_a_punishment_alone_is_nothing_to_train_on(run_trainer: Run) -> None:
+    with pytest.raises(ConfigError, match="Nothing is rewarded"):
+        run_trainer(overlong_frac=0.2, reward_funcs=None)
+
+
 def test_dapo_trains_end_to_end(run_trainer: Run) -> None:
     trainer, _, _ = run_trainer(method="dapo", credit="of the method")
     log = trainer.state.log_history[0]

@@ -59,20 +59,29 @@ def agent_tokenizer() -> Any:
     return tokenizer
 
 
-def test_an_environment_is_trained_on_with_tool_output_masked(agent_tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refilled", [False, True])
+def test_an_environment_is_trained_on_with_tool_output_masked(
+    agent_tokenizer: Any, tmp_path: Path, refilled: bool
+) -> None:
+    """Refilled: of the rollouts sampled first none is solved, and dynamic sampling replaces them."""
     from datasets import Dataset
     from transformers import PrinterCallback, Qwen3Config, Qwen3ForCausalLM
 
     from scgrpo import SCGRPOConfig, SCGRPOTrainer
 
     class Scripted(SCGRPOTrainer):
+        first_turns = 0
+
         def _generate_single_turn(self, prompt_ids: Any, *args: Any, **kwargs: Any) -> Any:
             out = []
-            for row, ids in enumerate(prompt_ids):
-                if "<tool_response>" in self._tokenizer.decode(ids):
+            answered = "<tool_response>" in self._tokenizer.decode(prompt_ids[0])
+            self.first_turns += not answered
+            lost = refilled and self.first_turns % 2
+            for row in range(len(prompt_ids)):
+                if answered:
                     text = "<think>\n\n</think>\n\nDone.<|im_end|>"
                 else:
-                    call = json.dumps({"name": "guess", "arguments": {"number": 1 + row % 2}})
+                    call = json.dumps({"name": "guess", "arguments": {"number": 2 if lost else 1 + row % 2}})
                     text = f"<think>\n\n</think>\n\n<tool_call>\n{call}\n</tool_call><|im_end|>"
                 out.append(self._tokenizer(text, add_special_tokens=False)["input_ids"])
             return out, None
@@ -86,6 +95,8 @@ def test_an_environment_is_trained_on_with_tool_output_masked(agent_tokenizer: A
     arguments = SCGRPOConfig(
         str(tmp_path),
         teacher_template="agent",
+        dynamic_sampling_max_rounds=int(refilled),
+        overlong_frac=0.5 if refilled else 0.0,
         num_generations=4,
         per_device_train_batch_size=4,
         max_completion_length=400,
@@ -111,6 +122,8 @@ def test_an_environment_is_trained_on_with_tool_output_masked(agent_tokenizer: A
     trainer.listeners.append(seen.append)
     trainer.train()
     assert len(seen) == 2
+    assert bool(trainer._sampling) == refilled
+    assert trainer.reward_func_names[trainer._success] == "GuessEnv"
     scored = seen[0]
     assert scored.groups.solved.tolist() == [True, False, True, False]
     assert sorted(scored.plan.rollout.tolist()) == [0, 1, 2, 3]

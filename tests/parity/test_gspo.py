@@ -92,17 +92,6 @@ def test_with_weights_per_token_it_is_the_papers_formula(
     assert differing, "some rollouts have weights"
 
 
-def test_in_the_loss_and_more_than_once_over_a_batch(run_trainer: Run) -> None:
-    """Scored in the loss, used in two iterations: the same as scored before."""
-    options = {**OPTIONS, "per_device_train_batch_size": 8, "steps_per_generation": 1, "max_steps": 4}
-    results = [
-        run_trainer(importance_sampling_level="sequence_token", teacher_timing=timing, **options)
-        for timing in ("loss", "generation")
-    ]
-    for a, b in zip(results[0][1].losses, results[1][1].losses, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
-
-
 @pytest.mark.parametrize(
     ("settings", "match"),
     [

@@ -94,6 +94,8 @@ class SCGRPOTrainer(GRPOTrainer):
                 reward_funcs, args.reward_weights, args.overlong_frac, args.max_completion_length
             )
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        if self.reward_func_names == [overlong.NAME]:
+            raise ConfigError("Nothing is rewarded but short answers.", "Pass reward_funcs, or set overlong_frac=0.")
         if args.importance_sampling_level == gspo.LEVEL:
             self.importance_sampling_level = "token"  # of TRL's loss; what it is given makes it the sequence's
 
@@ -321,7 +323,7 @@ class SCGRPOTrainer(GRPOTrainer):
     def _success_column(self) -> int:
         names, wanted = self.reward_func_names, self.args.success_reward
         if wanted is None:
-            return next((place for place, name in enumerate(names) if name != overlong.NAME), 0)
+            return names.index(next(name for name in names if name != overlong.NAME))
         if wanted not in names:
             raise ConfigError(
                 f"success_reward={wanted!r} is not among the reward functions.", f"Choose one of {', '.join(names)}."
