@@ -65,6 +65,22 @@ def test_recorded_rollouts_carry_their_credit(tmp_path: Path) -> None:
     assert all(set(row.credit_weights) <= {1.0} for step in uniform.rollout_steps() for row in uniform.rollouts(step))
 
 
+def test_baselines_by_name_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    names = {"run": "dapo+sc_grpo", "run-dapo": "dapo", "run-gspo_token": "gspo_token"}
+    options = ["--method", "dapo", "--credit", "sc_grpo", "--compare_with", "dapo", "gspo_token"]
+    assert train(tmp_path / "run", *options, "--epsilon", "0.1") == 0
+    shown = capsys.readouterr().out
+    for folder, name in names.items():
+        assert name in shown
+        config = json.loads((tmp_path / folder / "config.resolved.json").read_text())
+        assert config["label"] == name
+        assert config["train"]["epsilon"] == 0.1, "what is given holds for all of them"
+        expected = 4e-4 if name == "gspo_token" else 0.28
+        assert config["train"]["epsilon_high"] == expected
+    metrics = [json.loads(line) for line in (tmp_path / "run-dapo" / "metrics.jsonl").read_text().splitlines()]
+    assert all("sampling/rounds" in record for record in metrics)
+
+
 def test_a_run_directory_in_use_is_refused_with_a_way_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")

@@ -55,6 +55,14 @@ def test_runs_of_the_same_method_are_told_apart_by_folder(tmp_path: Path) -> Non
     assert [main.label, others[0].label] == ["sc_grpo, a", "sc_grpo, b"]
 
 
+def test_runs_are_named_by_what_they_train(tmp_path: Path) -> None:
+    for name, label in (("a", "dapo"), ("b", "dapo+sc_grpo")):
+        run = RunDirectory.create(tmp_path / name)
+        run.write_config({"label": label, "train": {"credit": "uniform"}})
+    main, others, _ = load_views(tmp_path / "a", [tmp_path / "b"])
+    assert [main.label, others[0].label] == ["dapo", "dapo+sc_grpo"]
+
+
 def test_a_metric_that_was_not_finite_is_a_gap(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run")
     for step, value in enumerate((0.25, math.nan, 0.75), start=1):

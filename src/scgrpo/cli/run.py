@@ -128,6 +128,7 @@ class Run:
         parsed = self.parsed
         return {
             "recipe": parsed.recipe,
+            "label": label(parsed.trainer.method, parsed.trainer.credit),
             "train": json.loads(parsed.trainer.to_json_string()),
             "task": {"name": parsed.run.task, **parsed.run.task_settings},
             "model": {"name_or_path": parsed.model.model_name_or_path, **_plain(parsed.model)},

@@ -105,8 +105,8 @@ def _load(path: Path) -> RunView:
 
 
 def _label(views: list[RunView]) -> list[RunView]:
-    """Name runs by their credit method, and by their folder where that is not enough."""
-    methods = [str(view.train.get("credit") or view.folder) for view in views]
+    """Name runs by what they train, and by their folder where that is not enough."""
+    methods = [str(view.config.get("label") or view.train.get("credit") or view.folder) for view in views]
     shown = ["uniform (GRPO)" if credit == "uniform" else credit for credit in methods]
     return [
         RunView(

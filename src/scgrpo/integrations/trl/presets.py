@@ -34,7 +34,7 @@ def preset(name: str) -> Settings:
         ConfigError: unknown name; the nearest one is named.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=1)
+        near = difflib.get_close_matches(str(name), _PRESETS, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"Unknown method {name!r}.", f"{hint}Known: {', '.join(method_names())}.")
     return _PRESETS[name]()
@@ -150,7 +150,7 @@ def reinforce() -> Settings:
 
 @_method("cispo")
 def cispo() -> Settings:
-    """CISPO (MiniMax-M1, arXiv 2506.13585, eq. 4): the ratio is clipped and detached, no token loses its gradient.
+    """CISPO (MiniMax-M1, arXiv 2506.13585, section 3.1): ratios are clipped and detached, so no token loses its gradient.
 
         sum_i sum_t sg[min(rho_t, epsilon_high)] A_i log pi_t / sum_i |o_i|
 
