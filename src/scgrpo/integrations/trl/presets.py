@@ -150,7 +150,7 @@ def reinforce() -> Settings:
 
 @_method("cispo")
 def cispo() -> Settings:
-    """CISPO (MiniMax-M1, arXiv 2506.13585, section 3.1): ratios are clipped and detached, so no token loses its gradient.
+    """CISPO (MiniMax-M1, arXiv 2506.13585, section 3.1): clipped ratios without gradient, so every token keeps its own.
 
         sum_i sum_t sg[min(rho_t, epsilon_high)] A_i log pi_t / sum_i |o_i|
 
