@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     _quiet()
-    console, started = Console(width=120), time.monotonic()
+    console, started = Console(width=150), time.monotonic()
     device = torch.device(args.device)
     torch.set_num_threads(1)
     sizes = SIZES[args.profile or device.type]

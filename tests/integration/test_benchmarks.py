@@ -43,7 +43,7 @@ def test_the_candidates_of_the_update_are_all_there(results: dict[str, Any]) -> 
     update = next(table for table in results["tables"] if table["case"] == "update")
     assert update["notes"] == []
     assert [row["name"].split(" (")[0].split(",")[0] for row in update["rows"]] == [
-        *("GRPO", "GRPO", "SC-GRPO", "SC-GRPO", "SC-GRPO", "SC-GRPO as written: student pass", "SDPO")
+        *("GRPO", "GRPO", "GRPO", "SC-GRPO", "SC-GRPO", "SC-GRPO", "SC-GRPO as written: student pass", "SDPO")
     ]
 
 

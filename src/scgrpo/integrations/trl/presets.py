@@ -150,7 +150,7 @@ def reinforce() -> Settings:
 
 @_method("cispo")
 def cispo() -> Settings:
-    """CISPO (MiniMax-M1, arXiv 2506.13585, section 3.1): clipped ratios without gradient, so every token keeps its own.
+    """CISPO (MiniMax-M1, arXiv 2506.13585, section 3.1): clipped ratios without gradient, no token is dropped.
 
         sum_i sum_t sg[min(rho_t, epsilon_high)] A_i log pi_t / sum_i |o_i|
 

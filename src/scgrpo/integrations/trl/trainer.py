@@ -9,7 +9,9 @@ Differences from GRPOTrainer:
 3. an exception in a reward function costs the rollouts that cause it, not the run;
 4. a non-finite loss stops training instead of reaching the optimizer;
 5. a checkpoint in the middle of a generation batch keeps the rollouts still to be trained on;
-6. with `dynamic_sampling_max_rounds`, groups that teach nothing are replaced by further ones.
+6. where rollouts are scored inside the loss, the log-probs and entropies of scored tokens come from the product with
+   the output head that gives their divergence: the same numbers, in fp32 also where TRL's are rounded to bf16;
+7. with `dynamic_sampling_max_rounds`, groups that teach nothing are replaced by further ones.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class SCGRPOTrainer(GRPOTrainer):
         self._uncredited: Uncredited | None = None
         self._loss_inputs: tuple[dict[str, Any], dict[str, Any]] | None = None
 
-    # ---- the three seams of TRL ---------------------------------------------------------------------------------
+    # ---- the seams of TRL ---------------------------------------------------------------------------------------
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
