@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from trl_harness import make_trainer
 
 from scgrpo.integrations.trl.evidence import offloads_weights, shares_weights
+from scgrpo.integrations.trl.setup import completion_states
 
 
 def accelerator(kind: DistributedType, stage: int = 0, offload: dict[str, Any] | None = None) -> Any:
@@ -59,5 +60,5 @@ def test_sharing_that_may_run_unequal_forwards_is_not_tried_on_shared_weights(
 ) -> None:
     model = make_model(layer_types=layers, use_sliding_window=True, sliding_window=16)
     trainer, _ = make_trainer(tmp_path, model, tokenizer)
-    assert trainer._states(model, sharded=False).candidates == alone
-    assert trainer._states(model, sharded=True).candidates == sharded
+    assert completion_states(trainer, model, sharded=False).candidates == alone
+    assert completion_states(trainer, model, sharded=True).candidates == sharded

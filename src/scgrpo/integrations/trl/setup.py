@@ -104,7 +104,7 @@ def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | 
     score = ConditionedPass(
         model=policy,
         head=partial(output_head, policy, args.temperature),
-        states=_states(trainer, policy, sharded),
+        states=completion_states(trainer, policy, sharded),
         max_rows=args.per_device_train_batch_size,
         max_tokens=args.teacher_max_tokens,
         teacher_weights=None if args.teacher_weights == "current" else trainer._teacher.applied,
@@ -126,7 +126,8 @@ def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | 
     )
 
 
-def _states(trainer: Any, policy: Any, sharded: bool) -> CompletionStates:
+def completion_states(trainer: Any, policy: Any, sharded: bool) -> CompletionStates:
+    """How completions are run: the ways of sharing prompts that can work here."""
     candidates = sharing_candidates(policy)
     if trainer.args.teacher_prefix_sharing != "auto":
         candidates = (cast(Sharing, trainer.args.teacher_prefix_sharing),)
