@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,6 +30,8 @@ _MIN_VARIANCE = 1e-8
 @dataclass(frozen=True)
 class ReinforcePlusPlus:
     """Whitened token returns in place of the host's group advantages; nothing is re-scored."""
+
+    needs_rewards: ClassVar[bool] = True  # of the host: `Groups.rewards`
 
     def plan(self, groups: Groups, rng: random.Random) -> Plan:
         none = groups.group.new_empty(0)

@@ -201,11 +201,6 @@ class SCGRPOConfig(GRPOConfig):
                 f"method='reinforce++' is a credit method itself, credit={self.credit!r} would take its place: leave "
                 "credit out, or choose method='dapo' or 'grpo' for the weights."
             )
-        if self.kl_in_reward and self.beta and self.credit in ("uniform", "sc_grpo"):
-            problems.append(
-                f"kl_in_reward with credit={self.credit!r}: the KL would be lost, as group advantages come from the "
-                "rewards without it. Set kl_in_reward=False, or credit='reinforce++'."
-            )
         return problems
 
     def _sampling_problems(self) -> list[str]:

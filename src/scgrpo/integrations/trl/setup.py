@@ -29,6 +29,11 @@ def check_setup(trainer: Any) -> None:
     problems = check_droppable(args, trainer.aux_loss_enabled) if args.drop_zero_advantages else []
     if args.dynamic_sampling_max_rounds:
         problems += _sampling_problems(trainer)
+    if args.kl_in_reward and args.beta and not getattr(trainer.credit_method, "needs_rewards", False):
+        problems.append(
+            f"kl_in_reward with credit={args.credit!r}: the KL would be lost, as group advantages come from the rewards "
+            "without it. Set kl_in_reward=False, or credit='reinforce++'."
+        )
     if args.credit != "uniform":
         problems += [*_model_problems(trainer), *_distribution_problems(trainer)]
     if problems:
