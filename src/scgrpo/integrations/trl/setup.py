@@ -31,8 +31,8 @@ def check_setup(trainer: Any) -> None:
         problems += _sampling_problems(trainer)
     if args.kl_in_reward and args.beta and not getattr(trainer.credit_method, "needs_rewards", False):
         problems.append(
-            f"kl_in_reward with credit={args.credit!r}: the KL would be lost, as group advantages come from the rewards "
-            "without it. Set kl_in_reward=False, or credit='reinforce++'."
+            f"kl_in_reward with credit={args.credit!r}: the KL would be lost, as group advantages come from the "
+            "rewards without it. Set kl_in_reward=False, or credit='reinforce++'."
         )
     if args.credit != "uniform":
         problems += [*_model_problems(trainer), *_distribution_problems(trainer)]
