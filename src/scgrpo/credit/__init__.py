@@ -1,6 +1,7 @@
 """The method: pure torch, tensors in, tensors out. Start reading at `sc_grpo.py`."""
 
 from scgrpo.credit.methods import (
+    NONE,
     Credit,
     CreditMethod,
     Evidence,
@@ -16,6 +17,7 @@ from scgrpo.credit.uniform import Uniform
 from scgrpo.credit.weighting import saturating_weight, thresholds
 
 __all__ = [
+    "NONE",
     "SCGRPO",
     "Credit",
     "CreditMethod",

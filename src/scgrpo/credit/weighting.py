@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 WeightSign = Literal["both", "solved", "failed"]
-Normalize = Literal["none", "mean_one"]
+Normalize = Literal["none", "mean_one", "centered"]
 
 
 def saturating_weight(token_kl: Float[Tensor, "b t"], threshold: Float[Tensor, " b"]) -> Float[Tensor, "b t"]:
@@ -36,11 +36,14 @@ def thresholds(
     *,
     quantile: float,
     floor: float,
+    fixed: float | None = None,
 ) -> Float[Tensor, " b"]:
-    """(B,) `c = max(quantile of the active token_kl in the rollout's scope, floor)`, nats.
+    """(B,) `c = max(quantile of the active token_kl in the rollout's scope, floor)`, nats; or `fixed` everywhere.
 
     A scope without active tokens gets the floor (nothing is weighted there).
     """
+    if fixed is not None:
+        return torch.full(scope.shape, fixed, dtype=token_kl.dtype, device=token_kl.device)
     c = torch.full(scope.shape, floor, dtype=token_kl.dtype, device=token_kl.device)
     for members in scope_members(scope):
         values = token_kl[members][active[members]]
@@ -63,7 +66,8 @@ def shape_weights(
     With f_bar the mean of f over the active tokens of the scope:
         where `applied` is False, the rollout's weight is f_bar;
         `mix` m < 1:               w = m * f + (1 - m) * f_bar;
-        `normalize="mean_one"`:    w / mean of w over the active tokens of the scope.
+        `normalize="mean_one"`:    w / mean of w over the active tokens of the scope;
+        `normalize="centered"`:    w - f_bar + 1, that is 1 + m * (f - f_bar).
     """
     if bool(applied.all()) and mix == 1 and normalize == "none":
         return f
@@ -75,9 +79,26 @@ def shape_weights(
         mean = values.mean()
         shaped = torch.where(applied[members, None], torch.lerp(mean, f[members], mix), mean)
         new_mean = shaped[active[members]].mean()
+        if normalize == "centered":
+            weights[members] = shaped - mean + 1
+            continue
         # A scope in which every D is 0 has no weight to normalise: it stays 0, the method's own answer.
         weights[members] = shaped / new_mean if normalize == "mean_one" and new_mean > 0 else shaped
     return weights
+
+
+def annealed(value: float, step: int, steps: int) -> float:
+    """`value * (1 - step / steps)`, 0 from step number `steps` on; `steps = 0`: always `value`."""
+    return value * max(0.0, 1 - step / steps) if steps else value
+
+
+def shuffled(
+    values: Float[Tensor, "b t"], chosen: Bool[Tensor, "b t"], generator: torch.Generator
+) -> Float[Tensor, "b t"]:
+    """The chosen values at each other's places, by a uniform permutation drawn on the CPU."""
+    picked = values[chosen]
+    order = torch.randperm(len(picked), generator=generator)
+    return values.masked_scatter(chosen, picked[order.to(picked.device)])
 
 
 def linear_quantile(values: Float[Tensor, " n"], quantile: float) -> Float[Tensor, ""]:

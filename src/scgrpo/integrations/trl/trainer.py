@@ -43,7 +43,7 @@ from scgrpo.integrations.trl.in_loss import (
     pending_advantages,
     sampled_order,
 )
-from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
+from scgrpo.integrations.trl.rewards import exclude_ungraded, first_errors, guarded
 from scgrpo.integrations.trl.setup import check_setup, scores_in_loss
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
 from scgrpo.teacher.models import backbone, has_dropout, output_head
@@ -140,7 +140,9 @@ class SCGRPOTrainer(GRPOTrainer):
             hidden = None
             if self._captured is not None and "old_per_token_logps" in batch:
                 hidden = self._captured[:, -batch["completion_ids"].shape[1] - 1 : -1]
-            if self._in_loss and hidden is None and len(uncredited.plan):
+            # Several pairs of a rollout, and teachers in both contexts, are more than the loss's forward can serve.
+            fits = len(uncredited.plan) > 0 and uncredited.plan.single
+            if self._in_loss and hidden is None and fits:
                 self._uncredited, rows = uncredited, len(rollouts.prompts)
                 batch["credit_row"] = torch.arange(rows, device=batch["advantages"].device)
                 first = self.accelerator.process_index * rows
@@ -202,6 +204,8 @@ class SCGRPOTrainer(GRPOTrainer):
             success_threshold=self.args.success_threshold,
             complete_ids={*self.eos_token_ids, self._tokenizer.pad_token_id},
             micro_batch=compat.upcoming_micro_batches(len(rollouts.prompts), self.args.steps_per_generation),
+            step=self.state.global_step,
+            first_error=first_errors(self.reward_funcs[self._success], len(rollouts.prompts)),
         )
         # Named by seed, step and generation batch: every process draws the same plan, a resumed run the one it would
         # have drawn, and the cut into micro-batches does not matter.
