@@ -16,10 +16,10 @@ from enum import IntEnum
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from scgrpo.credit.methods import Groups, Plan
+from scgrpo.credit.methods import NONE, Groups, Plan
 from scgrpo.errors import ConfigError
 
 
@@ -91,6 +91,13 @@ def choose_demonstrations(
         demonstration=torch.tensor([p[1] for p in pairs], dtype=torch.long, device=device),
         verified=torch.tensor([p[2] for p in pairs], dtype=torch.bool, device=device),
     )
+
+
+def unprompted_plan(groups: Groups, rows: Bool[Tensor, " b"]) -> Plan:
+    """Those of the given rollouts that the loss counts, without a demonstration: what the policy itself says of them
+    (or, where the teacher's weights differ, what two policies do)."""
+    rollout = (rows & groups.scorable).nonzero()[:, 0]
+    return Plan(rollout, torch.full_like(rollout, NONE), torch.zeros_like(rollout, dtype=torch.bool))
 
 
 def preferred(groups: Groups, rollout: int, candidates: list[int], demonstrations: Demonstrations) -> list[int]:

@@ -6,6 +6,7 @@ one id for all (the whole generation batch) or one per micro-batch (the paper's)
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -99,6 +100,21 @@ def shuffled(
     picked = values[chosen]
     order = torch.randperm(len(picked), generator=generator)
     return values.masked_scatter(chosen, picked[order.to(picked.device)])
+
+
+def top_tokens(values: Float[Tensor, "b t"], candidates: Bool[Tensor, "b t"], fraction: float) -> Bool[Tensor, "b t"]:
+    """The `ceil(fraction * N)` of the N candidates with the largest values; ties are broken arbitrarily."""
+    picked = values[candidates]
+    best = torch.zeros_like(picked, dtype=torch.bool)
+    # A product such as 0.2 * 15 may come out a little above a whole number.
+    best[picked.topk(min(math.ceil(fraction * len(picked) - 1e-6), len(picked))).indices] = True
+    return torch.zeros_like(candidates).masked_scatter(candidates, best)
+
+
+def factors(base: Float[Tensor, " b"], advantages: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """Weights of a method that adds to advantages: `advantages / base`, 1 where the base is 0."""
+    known = base != 0
+    return torch.where(known[:, None], advantages / torch.where(known, base, 1.0)[:, None], 1.0)
 
 
 def linear_quantile(values: Float[Tensor, " n"], quantile: float) -> Float[Tensor, ""]:

@@ -69,6 +69,9 @@ class SCGRPOConfig(GRPOConfig):
     credit_top_fraction: float | None = _setting(
         None, "Share of tokens that entropy_mask keeps and stare lifts. Default: the method's own (0.2, 0.1)."
     )
+    credit_entropy_gate: float | None = _setting(
+        None, "Mean entropy in nats below which stare acts and antisd does not. Default: the method's own (0.3, 0.1)."
+    )
     credit_num_wrong: int | None = _setting(None, "Failed rollouts rlcsd contrasts with. Default: 4.")
     credit_seed: int | None = _setting(None, "Seed of the controls that shuffle weights. Default: 0.")
 
