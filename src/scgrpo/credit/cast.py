@@ -3,7 +3,7 @@
     g_t = log pi_snapshot(y_t) - log pi(y_t)                 (the policy's own prompt on both sides)
     B   = A in mixed groups, +1 where all are solved, -1 where none is
     w_t = exp(sign(B) g_t), clipped to [0.8, 1.05] where B > 0 and to [0.95, 1.2] where B < 0
-    A_t = B (1 + strength (w_t - 1)), with the sign turned where g opposes B (sign(B) g_t < -margin); there |A_t| <= 1.2
+    A_t = B (1 + strength (w_t - 1)); where g opposes B, sign(B) g_t < -margin, its sign is turned and |A_t| <= 1.2
 
 Needs a teacher that lags behind (`teacher_weights="snapshot"`): with the policy's own weights g is 0.
 
