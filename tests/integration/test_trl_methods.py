@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from trl_harness import canned, make_trainer, parameters, starts_with_a
+from trl_harness import canned, make_trainer, parameters, prompt_rows, starts_with_a
 
 from scgrpo import SCGRPO, SCGRPOConfig
 from scgrpo.credit import NONE, RLSD, STARE, Plan, credit_method_names
@@ -150,13 +150,33 @@ def test_demonstrations_by_similarity(run_trainer: Run) -> None:
     assert len(seen.scored[0].plan) == 8
 
 
+@pytest.mark.parametrize("timing", ["loss", "generation"])
+def test_earlier_solutions_are_shown_when_a_prompt_comes_back(run_trainer: Run, timing: str) -> None:
+    more = {"credit_demonstrations": "buffer", "rows": prompt_rows(2), "teacher_timing": timing}
+    _, seen, _ = run_trainer(completions=canned("SSFFSSSF"), max_steps=3, **more)
+    first, second = seen.scored[:2]
+    assert (first.plan.demonstration < 8).all()
+    assert (second.plan.demonstration >= 8).all()
+    solutions = {
+        str(prompt): [
+            c for c, p in zip(first.rollouts.completions, first.rollouts.prompts, strict=True) if p == prompt
+        ]
+        for prompt in first.rollouts.prompts
+    }
+    for pair, row in enumerate(second.plan.rollout.tolist()):
+        known = [c[0]["content"] for c in solutions[str(second.rollouts.prompts[row])]]
+        text = second.demonstrations[int(second.plan.demonstration[pair])].text
+        assert text in known
+        assert text.split()[0] == "a"
+
+
 # ---- what is recorded ----
 
 
 @pytest.mark.parametrize(
     ("credit", "heading"),
     [
-        ("other_prompt", "Demonstration: a rollout of another prompt"),
+        ("other_prompt", "Demonstration: a rollout of another prompt or batch"),
         ("stare", "No demonstration: its weights need none."),
         ("failed", "of the same group, failed"),
     ],

@@ -26,6 +26,7 @@ from scgrpo.credit import (
 from scgrpo.credit.routing import similarity
 from scgrpo.credit.weighting import annealed
 from scgrpo.errors import ConfigError
+from scgrpo.integrations.trl.past import PastSolutions
 
 GROUPS = make_groups("SSFF FFF", [3, 2, 3, 1, 2, 2, 3])
 SHIFTS = torch.arange(21, dtype=torch.float64).view(7, 3) / 10
@@ -180,6 +181,31 @@ def test_nearest_shares_the_longest_prefix_then_the_most_tokens() -> None:
 def test_similarity_needs_the_tokens() -> None:
     with pytest.raises(ConfigError, match="does not tell the rollouts' tokens"):
         shown(make_groups("SSF"), "nearest")
+
+
+def test_earlier_solutions_come_first_where_there_are_some() -> None:
+    groups = make_groups("SSFF SSFF FFFF", past=torch.tensor([1, 1, 2]))
+    rows = shown(groups, "buffer")
+    assert all(rows[i] in {0, 1} - {i} for i in range(4))
+    assert {shown(groups, "buffer", seed)[5] for seed in range(20)} == {12, 13}
+    assert all(rows[i] in range(8, 12) for i in rows if i >= 8)  # solve-none groups are as ever
+    assert SCGRPO(demonstrations="buffer").needs_past
+    assert not SCGRPO().needs_past
+    with pytest.raises(ConfigError, match="this host keeps none"):
+        shown(make_groups("SSFF"), "buffer")
+
+
+def test_past_solutions_are_the_latest_few_by_prompt(tmp_path: Any) -> None:
+    past = PastSolutions()
+    chat = [{"role": "user", "content": "p"}]
+    past.remember(["p"] * 7 + [chat], [*"abcdef", "c", "z"], [True] * 5 + [False, True, True])
+    assert past.recall(["p", "q", chat, "p"]) == ([0, 0, 0, 0, 2, 3, 3, 3, 3], [*"bdec", "z", *"bdec"])
+    past.save(tmp_path)
+    again = PastSolutions()
+    again.load(tmp_path)
+    assert again == past
+    again.load(tmp_path / "nowhere")
+    assert again == past
 
 
 def test_a_fixed_threshold() -> None:

@@ -44,6 +44,8 @@ class Groups:
         completion_ids: (B, T) sampled tokens, for methods that compare rollouts; None where the host does not tell.
         first_error: (B,) position of the first wrong token of a failed rollout, -1 where there is none or it is not
             known; None where nobody looks for it.
+        past: (Q,) group each of Q earlier solutions belongs to; in a plan they have the row numbers B, B + 1, ...;
+            None where the host keeps none.
     """
 
     group: Int[Tensor, " b"]
@@ -57,12 +59,13 @@ class Groups:
     step: int = 0
     completion_ids: Int[Tensor, "b t"] | None = None
     first_error: Int[Tensor, " b"] | None = None
+    past: Int[Tensor, " q"] | None = None
 
     def __post_init__(self) -> None:
         rows = self.mask.shape[0]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor) and value.shape[0] != rows:
+            if field.name != "past" and isinstance(value, Tensor) and value.shape[0] != rows:
                 raise ShapeError(
                     f"Groups.{field.name} has {value.shape[0]} rows, the mask has {rows}.",
                     "Every field describes the same rollouts, one row each.",
@@ -177,7 +180,8 @@ class CreditMethod(Protocol):
     """A credit method. Instances are immutable; all randomness of a plan comes from `rng`.
 
     A method may state what it needs, so that a host can refuse at the start what cannot work, as class attributes:
-    `teachers`, the `teacher_weights` it makes sense with; `needs_first_error`, if it reads `Groups.first_error`.
+    `teachers`, the `teacher_weights` it makes sense with; `needs_first_error`, if it reads `Groups.first_error`;
+    `needs_past`, if it reads `Groups.past`.
     """
 
     def plan(self, groups: Groups, rng: random.Random) -> Plan:

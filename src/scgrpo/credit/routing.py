@@ -51,7 +51,7 @@ def partial_route(groups: Groups) -> Int[Tensor, " b"]:
     return route.masked_fill(route == Route.NONE_SOLVED, int(Route.FALLBACK))
 
 
-Demonstrations = Literal["uniform", "shared", "shortest", "longest", "nearest", "least_similar"]
+Demonstrations = Literal["uniform", "shared", "shortest", "longest", "nearest", "least_similar", "buffer"]
 
 
 def choose_demonstrations(
@@ -62,12 +62,14 @@ def choose_demonstrations(
     partial-solve, "uniform": uniform over the group's usable solved rollouts other than the rollout itself;
     partial-solve, "shared": one of them for the whole group, a second one for the first itself, so that a group has
     two teacher prompts instead of up to `n_c`;
-    partial-solve, the others: of the same candidates as "uniform" the best by `preference`, ties drawn;
+    partial-solve, "buffer": uniform over earlier solutions of the prompt where there are any, else as "uniform";
+    partial-solve, the others: of the same candidates as "uniform" the best by `preferred`, ties drawn;
     solve-none: one usable rollout of the group, uniform, for all the others.
 
     `rng` must be in the same state on every process: all of them draw the plan of the whole batch.
     """
     usable, scorable = groups.usable.tolist(), groups.scorable.tolist()
+    past = past_solutions(groups) if demonstrations == "buffer" else {}
     solved, routes = groups.solved.tolist(), route.tolist()
     pairs: list[tuple[int, int, bool]] = []
     for members in (m.tolist() for m in group_members(groups)):
@@ -79,7 +81,8 @@ def choose_demonstrations(
                 first, second = rng.sample(right, 2)
                 drawn = {i: second if i == first else first for i in members}
             else:
-                others = {i: [j for j in right if j != i] for i in members}
+                earlier = past.get(int(groups.group[members[0]]), [])
+                others = {i: earlier or [j for j in right if j != i] for i in members}
                 drawn = {i: rng.choice(preferred(groups, i, others[i], demonstrations)) for i in members}
             pairs += [(i, drawn[i], True) for i in members if scorable[i]]
         elif routes[members[0]] == Route.NONE_SOLVED:
@@ -98,6 +101,23 @@ def unprompted_plan(groups: Groups, rows: Bool[Tensor, " b"]) -> Plan:
     (or, where the teacher's weights differ, what two policies do)."""
     rollout = (rows & groups.scorable).nonzero()[:, 0]
     return Plan(rollout, torch.full_like(rollout, NONE), torch.zeros_like(rollout, dtype=torch.bool))
+
+
+def past_solutions(groups: Groups) -> dict[int, list[int]]:
+    """Row numbers of the earlier solutions of each group that has some.
+
+    Raises:
+        ConfigError: the host keeps none.
+    """
+    if groups.past is None:
+        raise ConfigError(
+            "Demonstrations are to come from earlier solutions, but this host keeps none.",
+            "Choose demonstrations uniform or shared.",
+        )
+    rows: dict[int, list[int]] = {}
+    for number, group in enumerate(groups.past.tolist()):
+        rows.setdefault(group, []).append(len(groups.group) + number)
+    return rows
 
 
 def preferred(groups: Groups, rollout: int, candidates: list[int], demonstrations: Demonstrations) -> list[int]:

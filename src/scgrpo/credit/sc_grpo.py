@@ -90,6 +90,11 @@ class SCGRPO:
         return route if self.alpha > 0 else route.masked_fill(route == Route.NONE_SOLVED, int(Route.FALLBACK))
 
     # [/method]
+    @property
+    def needs_past(self) -> bool:
+        """Whether demonstrations may be solutions of earlier batches."""
+        return self.demonstrations == "buffer"
+
     def applied(self, groups: Groups) -> Tensor:
         """(B,) rollouts that get their own weight; the others get the mean weight."""
         if self.weight_sign == "both":

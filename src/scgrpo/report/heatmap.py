@@ -147,7 +147,8 @@ def _facts(row: RolloutRow) -> list[str]:
 
 def _demonstration_heading(row: RolloutRow, shown: RolloutRow | None) -> str:
     if row.demonstration is None and row.demonstration_text is not None:
-        return "Demonstration: a rollout of another prompt" + ("; truncated" if row.demonstration_truncated else "")
+        cut = "; truncated to its token budget" if row.demonstration_truncated else ""
+        return f"Demonstration: a rollout of another prompt or batch{cut}"
     if row.demonstration is None:
         rest = "this rollout has the weight 1 on every token" if row.token_kl is None else "its weights need none"
         return f"No demonstration: {rest}."

@@ -33,11 +33,12 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Uncredited:
-    """A generation batch whose plan is made and whose rollouts are not scored yet."""
+    """A generation batch whose plan is made and whose rollouts are not scored yet. `past`: see `Groups.past`."""
 
     rollouts: Rollouts
     groups: Groups
     plan: Plan
+    past: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

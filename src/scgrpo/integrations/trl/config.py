@@ -56,7 +56,7 @@ class SCGRPOConfig(GRPOConfig):
     credit_demonstrations: str = _setting(
         "uniform",
         "uniform: each rollout draws one of its group (the paper); shared: one for the group, cheaper; shortest, "
-        "longest, nearest or least_similar of the group's.",
+        "longest, nearest or least_similar of the group's; buffer: earlier solutions of the prompt, if any.",
     )
     credit_mix: float = _setting(1.0, "Share of the weight against uniform credit, 1 = the paper.")
     credit_fixed_threshold: float | None = _setting(None, "Threshold c in nats, instead of a quantile.")
