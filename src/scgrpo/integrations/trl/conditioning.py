@@ -84,18 +84,22 @@ class Conditioner:
         needed = {side[pair] for side in (shown, contrast) if side for pair in mine} - {NONE}
         demonstrations = {row: self.format(completions[row]) for row in sorted(needed)}
         contexts = partial(self.contexts, local, [rollout[pair] - local.first for pair in mine], demonstrations)
-        claims = [bool(plan.verified[pair]) for pair in mine]
+        verified = plan.verified.tolist()
+        claims = [verified[pair] for pair in mine]
         teacher_ids = contexts([shown[pair] for pair in mine], claims)
         student_ids = contexts([contrast[pair] for pair in mine], claims) if contrast else None
 
         parts: list[tuple[list[int], Evidence]] = []
         # All processes go through the same kinds of pairs, whichever of them they have.
-        kinds = (plan.alone.long() + 2 * plan.contrasted.long()).tolist()
+        kinds = [
+            "contrasted" if contrasted else "alone" if alone else "plain"
+            for alone, contrasted in zip(plan.alone.tolist(), plan.contrasted.tolist(), strict=True)
+        ]
         for kind in sorted(set(kinds)):
             at = [place for place, pair in enumerate(mine) if kinds[pair] == kind]
             rows = [rollout[mine[place]] - local.first for place in at]
-            pairs = replace(self.pairs(local, rows, [teacher_ids[place] for place in at]), alone=kind == 1)
-            if kind == 2 and student_ids is not None:
+            pairs = replace(self.pairs(local, rows, [teacher_ids[place] for place in at]), alone=kind == "alone")
+            if kind == "contrasted" and student_ids is not None:
                 own = [student_ids[place] for place in at]
                 pairs = replace(pairs, contrasted=True, student_prompts=own, student_hidden=None)
             parts.append((at, self.score(pairs, num_forwards(len(list(self.score.batches(pairs)))))))

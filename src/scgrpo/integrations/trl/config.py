@@ -88,7 +88,8 @@ class SCGRPOConfig(GRPOConfig):
         "auto",
         "When rollouts are scored: generation = after sampling, with TRL's own pass for the old log-probs or else a "
         "student pass of ours; loss = inside the loss, whose forward serves (needs steps_per_generation=1, no "
-        "dropout, no sharding); auto = loss where that can be.",
+        "dropout, no sharding; rollouts with several pairs are scored after sampling all the same); auto = loss "
+        "where that can be.",
     )
     teacher_max_tokens: int | None = _setting(
         None, "Tokens per forward of the conditioned pass. Default: as many as a training micro-batch has."
