@@ -100,6 +100,7 @@ def train(out: Path, pattern: str, loss_type: str, kind: str, processes: int) ->
         num_iterations=2 if kind == "twice" else 1,
         loss_type=loss_type,
         dynamic_sampling_max_rounds=int(kind == "refilled"),
+        credit=kind if kind in ("entropy", "rlcsd_weight") else "sc_grpo",
         trainer_options={"peft_config": LoraConfig(**lora)} if kind == "lora" else {},
         **({"use_cpu": False, "deepspeed": ZERO3} if is_on("DEEPSPEED") else {}),
     )

@@ -111,6 +111,18 @@ def test_prompts_come_with_their_rollouts(run_trainer: Run, tokenizer: Any) -> N
         assert prompt == scored.rollouts.inputs[row - row % 4]["prompt"], "one prompt per group"
 
 
+def test_first_errors_come_with_their_rollouts(run_trainer: Run) -> None:
+    def blames(completions: list[Any], **_: Any) -> list[float]:
+        blames.first_error = [blames.batch] * len(completions)  # type: ignore[attr-defined]
+        blames.batch += 1  # type: ignore[attr-defined]
+        return starts_with_a(completions)
+
+    blames.first_error, blames.batch = [], 0  # type: ignore[attr-defined]
+    options = {**OPTIONS, "max_steps": 1, "credit": "oracle", "reward_funcs": blames}
+    _, seen, _ = run_trainer(completions=rounds(*ROUNDS), dynamic_sampling_max_rounds=3, **options)
+    assert seen.scored[0].groups.first_error.tolist() == [1] * 4 + [0] * 4 + [2] * 4 + [0] * 4
+
+
 def test_what_stays_degenerate_has_no_advantage_even_where_lengths_differ(run_trainer: Run) -> None:
     """The punishment gives an all-solved group advantages; the paper would not train on it."""
     options = {"completions": rounds("SSSSSSFF"), "max_steps": 1, "overlong_frac": 1.0, "credit": "uniform"}

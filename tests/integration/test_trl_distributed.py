@@ -18,6 +18,8 @@ PATTERNS = {
     "mixed": "SSFFSSSFFFFF",
     # All that is scored lies on the first process.
     "one-sided": "SSFFSFFFSSSS",
+    # Contrasts on the first process, a solve-none group on both.
+    "contrasts": "SSFFFFFFSSSS",
     # Nothing is scored anywhere.
     "nothing": "SFFFSSSSSFFF",
     # The second and third group are replaced by those of the next batch, see the worker.
@@ -35,6 +37,10 @@ CASES = [
         ("one-sided", "dapo", "tied"),
         ("unsolved", "dapo", "refilled"),
         ("nothing", "grpo", "tied"),
+        # Pairs of different kinds: without a demonstration, and with one in each context; elsewhere there is none of
+        # either on the second process.
+        ("mixed", "dapo", "entropy"),
+        ("contrasts", "dapo", "rlcsd_weight"),
     )
 ]
 FSDP = {

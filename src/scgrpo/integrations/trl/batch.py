@@ -24,6 +24,7 @@ class Rollouts:
         inputs: dataset rows; prompts, completions: strings or messages; completion_ids: unpadded token ids.
         rewards: (N, functions), NaN where a function gave no verdict.
         environments: names of the rows' environments, for agents.
+        first_error: see `Groups.first_error`; of this process, and None on all processes or on none.
         refilled: further rollouts were graded after some of these.
     """
 
@@ -33,16 +34,18 @@ class Rollouts:
     completion_ids: Sequence[Sequence[int]]
     rewards: Float[Tensor, "n funcs"]
     environments: Sequence[Any] | None = None
+    first_error: Sequence[int] | None = None
     refilled: bool = False
 
 
 @dataclass(frozen=True)
 class Uncredited:
-    """A generation batch whose plan is made and whose rollouts are not scored yet."""
+    """A generation batch whose plan is made and whose rollouts are not scored yet. `past`: see `Groups.past`."""
 
     rollouts: Rollouts
     groups: Groups
     plan: Plan
+    past: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def gather_groups(
     micro_batch: Int[Tensor, " b"],
     reward_weights: Float[Tensor, " funcs"],
     penalty: Float[Tensor, "b t"] | None = None,
+    step: int = 0,
 ) -> Groups:
     """Groups of the whole generation batch, the same on every process.
 
@@ -89,6 +93,7 @@ def gather_groups(
         complete_ids: a completion that does not end with one of these was cut off.
         micro_batch: (B,) of this process.
         penalty: (B, T) of this process, to be taken off the rewards of its tokens.
+        step: optimizer steps done.
     """
     device = accelerator.device
     mask = batch["completion_mask"] * batch.get("tool_mask", 1)
@@ -97,10 +102,11 @@ def gather_groups(
             torch.tensor([len(ids) for ids in rollouts.completion_ids], device=device),
             torch.tensor([not ids or ids[-1] not in complete_ids for ids in rollouts.completion_ids], device=device),
             micro_batch.to(device) + accelerator.process_index * (int(micro_batch.max()) + 1),
+            torch.tensor(rollouts.first_error or [-1] * len(micro_batch), device=device),
         ],
         dim=1,
     )
-    lengths, truncated, micro = accelerator.gather(local).unbind(1)
+    lengths, truncated, micro, wrong_from = accelerator.gather(local).unbind(1)
 
     def of_all(tokens: Tensor) -> Tensor:
         return accelerator.gather(accelerator.pad_across_processes(tokens, dim=1))
@@ -118,6 +124,9 @@ def gather_groups(
         advantages=accelerator.gather(batch["advantages"]),
         micro_batch=micro,
         rewards=token_rewards(outcome, mask, None if penalty is None else of_all(penalty)),
+        step=step,
+        completion_ids=of_all(batch["completion_ids"]),
+        first_error=None if rollouts.first_error is None else wrong_from,
     )
 
 

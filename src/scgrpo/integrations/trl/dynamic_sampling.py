@@ -215,7 +215,7 @@ class DynamicSampling:
 
 def _merged_rollouts(old: Rollouts, new: Rollouts, mine: Tensor, source: Tensor) -> Rollouts:
     """Lists are of this process (rows `mine`), rewards of all (rows `source`)."""
-    lists = ("inputs", "prompts", "completions", "completion_ids", "environments")
+    lists = ("inputs", "prompts", "completions", "completion_ids", "environments", "first_error")
     local = mine.tolist()
     return replace(
         old,

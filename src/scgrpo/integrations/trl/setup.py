@@ -8,12 +8,14 @@ from typing import Any, cast
 
 from accelerate.utils import DistributedType
 
+from scgrpo.credit.methods import check_teacher
 from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl import compat
 from scgrpo.integrations.trl.conditioning import Conditioner, TeacherPromptFn
 from scgrpo.integrations.trl.dropping import check_droppable
 from scgrpo.integrations.trl.dynamic_sampling import DynamicSampling, ExtraPrompts
 from scgrpo.integrations.trl.evidence import all_agree, offloads_weights, shares_weights
+from scgrpo.integrations.trl.rewards import finds_first_errors
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
 from scgrpo.teacher.models import has_dropout, output_head
 from scgrpo.teacher.prompts import DemonstrationFormatter, control_tokens, get_template, teacher_prompt
@@ -35,7 +37,7 @@ def check_setup(trainer: Any) -> None:
             "rewards without it. Set kl_in_reward=False, or credit='reinforce++'."
         )
     if args.credit != "uniform":
-        problems += [*_model_problems(trainer), *_distribution_problems(trainer)]
+        problems += [*_model_problems(trainer), *_distribution_problems(trainer), *_method_problems(trainer)]
     if problems:
         raise ConfigError("This set-up cannot work:", " | ".join(problems))
 
@@ -84,6 +86,23 @@ def _sampling_problems(trainer: Any) -> list[str]:
         problems.append("dynamic_sampling_max_rounds needs a training set with a length, not a stream.")
     if trainer._is_vlm:
         problems.append("dynamic_sampling_max_rounds cannot replace prompts with images.")
+    return problems
+
+
+def _method_problems(trainer: Any) -> list[str]:
+    """What the credit method needs and does not find."""
+    method, problems = trainer.credit_method, []
+    try:
+        check_teacher(method, type(method).__name__, trainer.args.teacher_weights)
+    except ConfigError as error:
+        problems.append(str(error))
+    reward_func = trainer.reward_funcs[trainer._success]
+    if getattr(method, "needs_first_error", False) and not finds_first_errors(reward_func):
+        problems.append(
+            f"{type(method).__name__} needs to know where failed rollouts go wrong: give the reward function that "
+            "decides 'solved' an attribute `first_error`, the token position for each rollout it graded last (None "
+            "or -1: unknown)."
+        )
     return problems
 
 
