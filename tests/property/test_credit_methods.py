@@ -31,8 +31,9 @@ from scgrpo.credit import (
 
 few = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 10**6)
-# RLCSD scales all tokens of the batch, CAST gives groups of one outcome an advantage; all three may turn signs.
-OTHERS = sorted(set(credit_method_names()) - {"rlcsd", "cast", "antisd"})
+# RLCSD scales all tokens of the batch, CAST gives groups of one outcome an advantage, and with AntiSD these may turn
+# signs; REINFORCE++ has advantages of its own.
+OTHERS = sorted(set(credit_method_names()) - {"rlcsd", "cast", "antisd", "reinforce++"})
 
 
 def random_groups(seed: int) -> Groups:
@@ -50,6 +51,7 @@ def random_groups(seed: int) -> Groups:
         "completion_ids": torch.randint(0, 5, shape, generator=generator),
         "first_error": torch.randint(-1, width, (rows,), generator=generator),
         "step": rng.randint(0, 60),
+        "rewards": torch.rand(shape, generator=generator),
     }
     return make_groups(" ".join(words), lengths, **changes)
 
