@@ -93,6 +93,7 @@ def train(out: Path, pattern: str, loss_type: str, kind: str, processes: int) ->
         max_steps=4 if kind == "twice" else 2,
         num_iterations=2 if kind == "twice" else 1,
         loss_type=loss_type,
+        credit=kind if kind in ("entropy", "rlcsd_weight") else "sc_grpo",
         trainer_options={"peft_config": LoraConfig(**lora)} if kind == "lora" else {},
         **({"use_cpu": False, "deepspeed": ZERO3} if is_on("DEEPSPEED") else {}),
     )

@@ -89,7 +89,7 @@ def test_documentation_snippets_run(page: Path, tmp_path: Path, monkeypatch: pyt
     run_blocks(f"docs_{page.stem}", python_blocks(page.read_text()))
 
 
-def test_the_documented_credit_method_permutes_weights_within_rollouts() -> None:
+def test_the_documented_credit_method_averages_weights_by_position() -> None:
     import torch
 
     from scgrpo.credit import Evidence, Groups, Plan, create_credit_method
@@ -108,7 +108,15 @@ def test_the_documented_credit_method_permutes_weights_within_rollouts() -> None
     plan = Plan(torch.arange(3), torch.tensor([1, 0, 0]), torch.ones(3, dtype=torch.bool))
     kl = torch.arange(15.0).view(3, 5)
     evidence = Evidence(kl, kl, kl, kl)
-    permuted = create_credit_method("permuted", {}).assign(groups, plan, evidence)
+    averaged = create_credit_method("by_position", {}).assign(groups, plan, evidence)
     plain = create_credit_method("sc_grpo", {}).assign(groups, plan, evidence)
-    assert not torch.equal(permuted.weights, plain.weights)
-    assert torch.equal(permuted.weights.sort(dim=1).values, plain.weights.sort(dim=1).values)
+    assert not torch.equal(averaged.weights, plain.weights)
+    torch.testing.assert_close(averaged.weights, plain.weights.mean(0).expand(3, -1))
+
+
+def test_the_page_of_credit_methods_names_them_all() -> None:
+    from scgrpo.credit import credit_method_names
+
+    page = (ROOT / "docs/credit_methods.md").read_text()
+    for name in credit_method_names():
+        assert f"| `{name}`" in page

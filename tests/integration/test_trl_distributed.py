@@ -18,6 +18,8 @@ PATTERNS = {
     "mixed": "SSFFSSSFFFFF",
     # All that is scored lies on the first process.
     "one-sided": "SSFFSFFFSSSS",
+    # Contrasts on the first process, a solve-none group on both.
+    "contrasts": "SSFFFFFFSSSS",
     # Nothing is scored anywhere.
     "nothing": "SFFFSSSSSFFF",
 }
@@ -32,6 +34,10 @@ CASES = [
         ("mixed", "grpo", "twice"),  # each batch is trained on twice, and TRL's own pass leaves the student's states
         ("one-sided", "dapo", "tied"),
         ("nothing", "grpo", "tied"),
+        # Pairs of different kinds: without a demonstration, and with one in each context; elsewhere there is none of
+        # either on the second process.
+        ("mixed", "dapo", "entropy"),
+        ("contrasts", "dapo", "rlcsd_weight"),
     )
 ]
 FSDP = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import TrainerCallback
-from trl_harness import make_trainer, parameters
+from trl_harness import make_trainer, parameters, prompt_rows
 
 from scgrpo.errors import RunError
 
@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "ema": {"teacher_weights": "ema", "teacher_ema_decay": 0.5},
     "snapshot": {"teacher_weights": "snapshot", "teacher_snapshot_steps": 2},
+    "buffer": {"credit_demonstrations": "buffer", "rows": prompt_rows(2)},
     "frozen": {"teacher_weights": "frozen"},
     "lora": {"lora": True, "num_iterations": 2},
 }

@@ -187,7 +187,8 @@ def test_invariants_of_plan_and_credit(seed: int) -> None:
 
 
 def reindexed(groups: Groups, order: Tensor) -> Groups:
-    return Groups(**{f.name: getattr(groups, f.name)[order] for f in dataclasses.fields(groups)})
+    values = {f.name: getattr(groups, f.name) for f in dataclasses.fields(groups)}
+    return Groups(**{name: v[order] if isinstance(v, Tensor) else v for name, v in values.items()})
 
 
 def reindexed_plan(plan: Plan, order: Tensor) -> Plan:

@@ -60,11 +60,13 @@ def test_the_defaults_are_the_papers() -> None:
     assert dataclasses.asdict(SCGRPO()) == {
         "quantile": 0.75,
         "floor": 1e-4,
+        "fixed_threshold": None,
         "scope": "generation_batch",
         "alpha": 0.1,
         "normalize": "none",
         "weight_sign": "both",
         "mix": 1.0,
+        "anneal_steps": 0,
         "demonstrations": "uniform",
     }
 

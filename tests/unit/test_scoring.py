@@ -176,6 +176,57 @@ def test_teacher_weights_are_the_teachers_alone(make_model: Callable[..., Any]) 
     assert (found.teacher_logps - plain.teacher_logps).abs().max() > 0.1
 
 
+@contextmanager
+def swapped(model: Any, other: Any) -> Iterator[None]:
+    def swap() -> None:
+        for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+            mine.data, its.data = its.data, mine.data
+
+    swap()
+    yield
+    swap()
+
+
+def count_passes(model: Any) -> list[int]:
+    calls: list[int] = []
+    backbone(model).register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_pair_without_a_demonstration_needs_no_teacher(make_model: Callable[..., Any], given: bool) -> None:
+    model, pairs = make_model(dtype=torch.float64).eval(), make_pairs()
+    expected = make_pass(model, max_tokens=1000)(pairs)
+    alone = replace(pairs, teacher_prompts=pairs.student_prompts, alone=True)
+    if given:
+        hidden = rerun_hidden(model, pairs.student_prompts, pairs.completions, pairs.lengths)
+        alone = replace(alone, student_hidden=hidden.detach().requires_grad_())
+    calls = count_passes(model)
+    found = make_pass(model, max_tokens=1000)(alone)
+    assert len(calls) == (0 if given else 1)
+    assert not found.token_kl.any()
+    for name in ("student_logps", "student_entropy"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-10, rtol=0)
+        assert getattr(found, name).requires_grad is given
+    torch.testing.assert_close(found.teacher_logps, expected.student_logps, atol=1e-10, rtol=0)
+
+
+def test_without_a_demonstration_other_weights_make_a_teacher(make_model: Callable[..., Any]) -> None:
+    model, other, pairs = make_model().eval(), make_model(seed=1).eval(), make_pairs()
+    alone = replace(pairs, teacher_prompts=pairs.student_prompts, alone=True)
+    found = make_pass(model, teacher_weights=lambda: swapped(model, other))(alone)
+    assert torch.equal(found.student_logps, make_pass(model)(pairs).student_logps)
+    torch.testing.assert_close(found.teacher_logps, make_pass(other)(alone).student_logps, atol=1e-5, rtol=0)
+    assert found.token_kl[pairs.mask].mean() > 0.1
+
+
+def test_a_contrast_is_read_by_the_teacher_on_both_sides(make_model: Callable[..., Any]) -> None:
+    model, other, pairs = make_model().eval(), make_model(seed=1).eval(), make_pairs()
+    found = make_pass(model, teacher_weights=lambda: swapped(model, other))(replace(pairs, contrasted=True))
+    assert_equal(found, make_pass(other)(pairs), 2e-5)
+    assert_equal(make_pass(model)(replace(pairs, contrasted=True)), make_pass(model)(pairs), 0)
+
+
 # ---- the model's state ----
 
 

@@ -37,11 +37,21 @@ def credit_metrics(
     metrics = route_metrics(groups, route) | {"demonstration_frac": len(plan) / max(1, len(groups.group))}
     if not bool(active.any()):
         return metrics
-    d, w = token_kl[active], weights[active]
+    d = token_kl[active]
     metrics |= {f"token_kl_p{p}": linear_quantile(d, p / 100).item() for p in _PERCENTILES}
     metrics |= {
         "token_kl_max": d.max().item(),
         "threshold": threshold[active.any(dim=1)].mean().item(),
+    }
+    return metrics | weight_metrics(groups, active, weights)
+
+
+def weight_metrics(groups: Groups, active: Bool[Tensor, "b t"], weights: Float[Tensor, "b t"]) -> dict[str, float]:
+    """Those of `credit_metrics` that are about the weights; none without active tokens."""
+    if not bool(active.any()):
+        return {}
+    w = weights[active]
+    metrics = {
         "weight_mean": w.mean().item(),
         "effective_token_frac": (w.mean().square() / w.square().mean().clamp(min=1e-30)).item(),
     }

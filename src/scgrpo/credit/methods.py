@@ -23,6 +23,8 @@ from torch import Tensor
 
 from scgrpo.errors import ConfigError, NonFiniteError, ShapeError
 
+NONE = -1  # in a plan: nothing is put in this context
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -38,6 +40,12 @@ class Groups:
         mask: (B, T) True where the policy produced the token and the loss counts it.
         advantages: (B,) the host's group advantages A_i.
         micro_batch: (B,) id of the micro-batch a rollout will be trained in; only `scope="micro_batch"` reads it.
+        step: optimizer steps done when the batch was sampled; schedules read it.
+        completion_ids: (B, T) sampled tokens, for methods that compare rollouts; None where the host does not tell.
+        first_error: (B,) position of the first wrong token of a failed rollout, -1 where there is none or it is not
+            known; None where nobody looks for it.
+        past: (Q,) group each of Q earlier solutions belongs to; in a plan they have the row numbers B, B + 1, ...;
+            None where the host keeps none.
     """
 
     group: Int[Tensor, " b"]
@@ -48,13 +56,18 @@ class Groups:
     mask: Bool[Tensor, "b t"]
     advantages: Float[Tensor, " b"]
     micro_batch: Int[Tensor, " b"]
+    step: int = 0
+    completion_ids: Int[Tensor, "b t"] | None = None
+    first_error: Int[Tensor, " b"] | None = None
+    past: Int[Tensor, " q"] | None = None
 
     def __post_init__(self) -> None:
         rows = self.mask.shape[0]
         for field in dataclasses.fields(self):
-            if getattr(self, field.name).shape[0] != rows:
+            value = getattr(self, field.name)
+            if field.name != "past" and isinstance(value, Tensor) and value.shape[0] != rows:
                 raise ShapeError(
-                    f"Groups.{field.name} has {getattr(self, field.name).shape[0]} rows, the mask has {rows}.",
+                    f"Groups.{field.name} has {value.shape[0]} rows, the mask has {rows}.",
                     "Every field describes the same rollouts, one row each.",
                 )
         sizes = torch.unique(self.group, return_counts=True)
@@ -82,25 +95,48 @@ class Groups:
 class Plan:
     """P pairs to score: `rollout[p]` is re-scored with `demonstration[p]` in the teacher's context.
 
+    A rollout may have several pairs, and a demonstration may answer another prompt.
+
     Attributes:
-        rollout, demonstration: (P,) row numbers in the generation batch; always of one group, never equal.
+        rollout: (P,) row numbers in the generation batch.
+        demonstration: (P,) row numbers, or `NONE`: the teacher's context is then the prompt alone, as the student's.
         verified: (P,) the demonstration is a verified solution; otherwise the teacher prompt must not claim so.
+        contrast: (P,) what stands in the *student's* context, in the same wording: row numbers, or `NONE` (as
+            everywhere if there is no `contrast`). Both contexts of such a pair are read by the teacher's weights, so
+            `token_kl`, `teacher_logps` and `student_logps` compare two teachers.
     """
 
     rollout: Int[Tensor, " p"]
     demonstration: Int[Tensor, " p"]
     verified: Bool[Tensor, " p"]
+    contrast: Int[Tensor, " p"] | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.rollout) == len(self.demonstration) == len(self.verified):
+        counts = [len(self.rollout), len(self.demonstration), len(self.verified)]
+        if any(count != counts[0] for count in [*counts, *([] if self.contrast is None else [len(self.contrast)])]):
             raise ShapeError(
-                f"A plan of {len(self.rollout)} rollouts, {len(self.demonstration)} demonstrations and "
-                f"{len(self.verified)} flags.",
+                f"A plan of {counts[0]} rollouts, {counts[1]} demonstrations and {counts[2]} flags"
+                + ("." if self.contrast is None else f", {len(self.contrast)} contrasts."),
                 "Give one of each per pair.",
             )
 
     def __len__(self) -> int:
         return int(self.rollout.shape[0])
+
+    @property
+    def contrasted(self) -> Bool[Tensor, " p"]:
+        """(P,) pairs with something in the student's context."""
+        return torch.zeros_like(self.verified) if self.contrast is None else self.contrast != NONE
+
+    @property
+    def alone(self) -> Bool[Tensor, " p"]:
+        """(P,) pairs with nothing in either context: only weights other than the policy's make a teacher."""
+        return (self.demonstration == NONE) & ~self.contrasted
+
+    @property
+    def single(self) -> bool:
+        """Each rollout has at most one pair, and its student is the policy itself."""
+        return len(self.rollout.unique()) == len(self) and not bool(self.contrasted.any())
 
 
 @dataclass(frozen=True)
@@ -108,7 +144,8 @@ class Evidence:
     """What the model says about the completion tokens of each pair of a plan; 0 where the mask is False.
 
     Attributes:
-        token_kl: (P, T) nats, `KL(teacher || student)` over the whole vocabulary.
+        token_kl: (P, T) nats, `KL(teacher || student)` over the whole vocabulary; 0 for a pair that is `alone` where
+            the teacher's weights are the policy's.
         teacher_logps, student_logps: (P, T) nats, log-probability of the sampled token.
         student_entropy: (P, T) nats.
     """
@@ -140,7 +177,12 @@ class Credit:
 
 @runtime_checkable
 class CreditMethod(Protocol):
-    """A credit method. Instances are immutable; all randomness comes from `rng`."""
+    """A credit method. Instances are immutable; all randomness of a plan comes from `rng`.
+
+    A method may state what it needs, so that a host can refuse at the start what cannot work, as class attributes:
+    `teachers`, the `teacher_weights` it makes sense with; `needs_first_error`, if it reads `Groups.first_error`;
+    `needs_past`, if it reads `Groups.past`.
+    """
 
     def plan(self, groups: Groups, rng: random.Random) -> Plan:
         """Pairs to score; an empty plan leaves the host's advantages untouched."""
@@ -178,7 +220,7 @@ def credit_method_names() -> list[str]:
 
 
 def create_credit_method(name: str, options: Mapping[str, Any]) -> CreditMethod:
-    """Build a registered method from those `options` that are fields of its dataclass; others are ignored.
+    """Build a registered method from those `options` that are fields of its dataclass; others, and None, are ignored.
 
     Raises:
         ConfigError: unknown name (the nearest one is named), or a value the method refuses.
@@ -189,7 +231,18 @@ def create_credit_method(name: str, options: Mapping[str, Any]) -> CreditMethod:
         raise ConfigError(f"Unknown credit method {name!r}.", f"{hint}Known: {', '.join(credit_method_names())}.")
     cls = _METHODS[name]
     accepted = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{key: value for key, value in options.items() if key in accepted})
+    return cls(**{key: value for key, value in options.items() if key in accepted and value is not None})
+
+
+def check_teacher(method: CreditMethod, name: str, teacher_weights: str) -> None:
+    """Raise ConfigError if a method cannot work with this teacher."""
+    known: tuple[str, ...] = getattr(method, "teachers", (teacher_weights,))
+    if teacher_weights not in known:
+        raise ConfigError(
+            f"Credit method {name!r} needs a teacher that lags behind the policy; teacher_weights is "
+            f"{teacher_weights!r}.",
+            f"Set teacher_weights to one of {', '.join(known)}.",
+        )
 
 
 def of_rollouts(what: str, values: Float[Tensor, "p w"], groups: Groups, plan: Plan) -> Float[Tensor, "b t"]:
@@ -208,6 +261,27 @@ def of_rollouts(what: str, values: Float[Tensor, "p w"], groups: Groups, plan: P
     rows[plan.rollout] = values.detach()
     check_finite(what, rows)
     return rows
+
+
+def stack_pairs(
+    what: str, values: Float[Tensor, "p w"], groups: Groups, plan: Plan
+) -> tuple[Float[Tensor, "b k t"], Bool[Tensor, "b k"]]:
+    """Evidence of plans with up to K pairs per rollout: (B, K, T), detached, in the plan's order, and which of the K
+    there are. Raises as `of_rollouts`."""
+    at = torch.zeros_like(plan.rollout)
+    for row in plan.rollout.unique():
+        mine = plan.rollout == row
+        at[mine] = torch.arange(int(mine.sum()), device=at.device)
+    most = int(at.max()) + 1 if len(plan) else 0
+    rows, width = groups.mask.shape
+    stacked = values.new_zeros(rows, most, width)
+    there = torch.zeros(rows, most, dtype=torch.bool, device=values.device)
+    for k in range(most):
+        kth = at == k
+        chosen = Plan(plan.rollout[kth], plan.demonstration[kth], plan.verified[kth])
+        stacked[:, k] = of_rollouts(what, values[kth], groups, chosen)
+        there[chosen.rollout, k] = True
+    return stacked, there
 
 
 def check_finite(what: str, values: Float[Tensor, "*shape"]) -> None:

@@ -11,14 +11,16 @@ Departures from the paper, where it is silent:
 from __future__ import annotations
 
 import random
+from collections import Counter
 from enum import IntEnum
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from scgrpo.credit.methods import Groups, Plan
+from scgrpo.credit.methods import NONE, Groups, Plan
+from scgrpo.errors import ConfigError
 
 
 class Route(IntEnum):
@@ -43,7 +45,13 @@ def route_groups(groups: Groups) -> Int[Tensor, " b"]:
     return route
 
 
-Demonstrations = Literal["uniform", "shared"]
+def partial_route(groups: Groups) -> Int[Tensor, " b"]:
+    """(B,) routes of a method that leaves solve-none groups to the host."""
+    route = route_groups(groups)
+    return route.masked_fill(route == Route.NONE_SOLVED, int(Route.FALLBACK))
+
+
+Demonstrations = Literal["uniform", "shared", "shortest", "longest", "nearest", "least_similar", "buffer"]
 
 
 def choose_demonstrations(
@@ -54,11 +62,14 @@ def choose_demonstrations(
     partial-solve, "uniform": uniform over the group's usable solved rollouts other than the rollout itself;
     partial-solve, "shared": one of them for the whole group, a second one for the first itself, so that a group has
     two teacher prompts instead of up to `n_c`;
+    partial-solve, "buffer": uniform over earlier solutions of the prompt where there are any, else as "uniform";
+    partial-solve, the others: of the same candidates as "uniform" the best by `preferred`, ties drawn;
     solve-none: one usable rollout of the group, uniform, for all the others.
 
     `rng` must be in the same state on every process: all of them draw the plan of the whole batch.
     """
     usable, scorable = groups.usable.tolist(), groups.scorable.tolist()
+    past = past_solutions(groups) if demonstrations == "buffer" else {}
     solved, routes = groups.solved.tolist(), route.tolist()
     pairs: list[tuple[int, int, bool]] = []
     for members in (m.tolist() for m in group_members(groups)):
@@ -70,7 +81,9 @@ def choose_demonstrations(
                 first, second = rng.sample(right, 2)
                 drawn = {i: second if i == first else first for i in members}
             else:
-                drawn = {i: rng.choice([j for j in right if j != i]) for i in members}
+                earlier = past.get(int(groups.group[members[0]]), [])
+                others = {i: earlier or [j for j in right if j != i] for i in members}
+                drawn = {i: rng.choice(preferred(groups, i, others[i], demonstrations)) for i in members}
             pairs += [(i, drawn[i], True) for i in members if scorable[i]]
         elif routes[members[0]] == Route.NONE_SOLVED:
             shown = rng.choice(candidates)
@@ -81,6 +94,65 @@ def choose_demonstrations(
         demonstration=torch.tensor([p[1] for p in pairs], dtype=torch.long, device=device),
         verified=torch.tensor([p[2] for p in pairs], dtype=torch.bool, device=device),
     )
+
+
+def unprompted_plan(groups: Groups, rows: Bool[Tensor, " b"]) -> Plan:
+    """Those of the given rollouts that the loss counts, without a demonstration: what the policy itself says of them
+    (or, where the teacher's weights differ, what two policies do)."""
+    rollout = (rows & groups.scorable).nonzero()[:, 0]
+    return Plan(rollout, torch.full_like(rollout, NONE), torch.zeros_like(rollout, dtype=torch.bool))
+
+
+def past_solutions(groups: Groups) -> dict[int, list[int]]:
+    """Row numbers of the earlier solutions of each group that has some.
+
+    Raises:
+        ConfigError: the host keeps none.
+    """
+    if groups.past is None:
+        raise ConfigError(
+            "Demonstrations are to come from earlier solutions, but this host keeps none.",
+            "Choose demonstrations uniform or shared.",
+        )
+    rows: dict[int, list[int]] = {}
+    for number, group in enumerate(groups.past.tolist()):
+        rows.setdefault(group, []).append(len(groups.group) + number)
+    return rows
+
+
+def preferred(groups: Groups, rollout: int, candidates: list[int], demonstrations: Demonstrations) -> list[int]:
+    """The candidates that suit a rollout best; all of them if there is no preference.
+
+    "shortest", "longest": by tokens. "nearest", "least_similar": by `similarity`.
+    """
+    if demonstrations in ("shortest", "longest"):
+        sign = 1 if demonstrations == "shortest" else -1
+        score = {j: (sign * float(groups.lengths[j]), 0.0) for j in candidates}
+    elif demonstrations in ("nearest", "least_similar"):
+        sign = -1 if demonstrations == "nearest" else 1
+        alike = {j: similarity(groups, rollout, j) for j in candidates}
+        score = {j: (sign * prefix, sign * common) for j, (prefix, common) in alike.items()}
+    else:
+        return candidates
+    best = min(score.values())
+    return [j for j in candidates if score[j] == best]
+
+
+def similarity(groups: Groups, i: int, j: int) -> tuple[float, float]:
+    """How alike two rollouts are: tokens of their common prefix, then the share of tokens they have in common
+    whatever the order, `sum_v min(n_i(v), n_j(v)) / max(|o_i|, |o_j|)`.
+
+    Raises:
+        ConfigError: the host does not tell the tokens.
+    """
+    if groups.completion_ids is None:
+        raise ConfigError(
+            "Demonstrations are to be chosen by similarity, but this host does not tell the rollouts' tokens.",
+            "Choose demonstrations uniform, shared, shortest or longest.",
+        )
+    a, b = (groups.completion_ids[row, : int(groups.lengths[row])].tolist() for row in (i, j))
+    prefix = next((t for t, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return float(prefix), (Counter(a) & Counter(b)).total() / max(len(a), len(b), 1)
 
 
 def group_members(groups: Groups) -> list[Int[Tensor, " g"]]:

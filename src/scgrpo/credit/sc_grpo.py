@@ -10,14 +10,15 @@ Where the paper is silent, or we differ (full table in docs/method.md):
 2. one threshold serves partial-solve and solve-none groups;
 3. in a solve-none group the mean and standard deviation of the diversity scores are over the scored rollouts,
    and the demonstration itself gets advantage 0;
-4. `normalize`, `weight_sign`, `mix` and `demonstrations` are ours; their defaults are the paper's method.
+4. `normalize`, `weight_sign`, `mix`, `anneal_steps`, `fixed_threshold` and `demonstrations` are ours; their defaults
+   are the paper's method.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -26,7 +27,7 @@ from torch import Tensor
 from scgrpo.credit.diagnostics import credit_metrics
 from scgrpo.credit.methods import Credit, Evidence, Groups, Plan, of_rollouts, register_credit_method
 from scgrpo.credit.routing import Demonstrations, Route, choose_demonstrations, group_members, route_groups
-from scgrpo.credit.weighting import Normalize, WeightSign, saturating_weight, shape_weights, thresholds
+from scgrpo.credit.weighting import Normalize, WeightSign, annealed, saturating_weight, shape_weights, thresholds
 from scgrpo.errors import ConfigError
 
 Scope = Literal["generation_batch", "micro_batch"]
@@ -40,11 +41,13 @@ class SCGRPO:
 
     quantile: float = 0.75  # c is this quantile of the active D ...
     floor: float = 1e-4  # ... and never below this many nats
+    fixed_threshold: float | None = None  # nats: c is this instead
     scope: Scope = "generation_batch"
     alpha: float = 0.1  # size of the diversity pseudo-advantage of solve-none groups
     normalize: Normalize = "none"
     weight_sign: WeightSign = "both"
     mix: float = 1.0
+    anneal_steps: int = 0  # optimizer steps over which `mix` falls to 0; 0 = it stays
     demonstrations: Demonstrations = "uniform"
 
     def plan(self, groups: Groups, rng: random.Random) -> Plan:
@@ -58,11 +61,12 @@ class SCGRPO:
         active = groups.mask & scored[:, None]
 
         scope = groups.micro_batch if self.scope == "micro_batch" else torch.zeros_like(groups.group)
-        c = thresholds(token_kl, active, scope, quantile=self.quantile, floor=self.floor)
+        c = thresholds(token_kl, active, scope, quantile=self.quantile, floor=self.floor, fixed=self.fixed_threshold)
         f = saturating_weight(token_kl, c)
         base = torch.where(route == Route.NONE_SOLVED, self.diversity(groups, plan, f), groups.advantages)
 
-        shaped = shape_weights(f, active, self.applied(groups), scope, mix=self.mix, normalize=self.normalize)
+        mix = annealed(self.mix, groups.step, self.anneal_steps)
+        shaped = shape_weights(f, active, self.applied(groups), scope, mix=mix, normalize=self.normalize)
         weights = torch.where(scored[:, None], shaped.to(base.dtype), 1.0)
         metrics = credit_metrics(groups, plan, route, token_kl, active, weights, c)
         return Credit(base, base[:, None] * weights, weights, route, metrics)
@@ -86,6 +90,11 @@ class SCGRPO:
         return route if self.alpha > 0 else route.masked_fill(route == Route.NONE_SOLVED, int(Route.FALLBACK))
 
     # [/method]
+    @property
+    def needs_past(self) -> bool:
+        """Whether demonstrations may be solutions of earlier batches."""
+        return self.demonstrations == "buffer"
+
     def applied(self, groups: Groups) -> Tensor:
         """(B,) rollouts that get their own weight; the others get the mean weight."""
         if self.weight_sign == "both":
@@ -102,11 +111,15 @@ class SCGRPO:
             problems.append(f"alpha is {self.alpha}: it must be >= 0 (0 switches the diversity term off).")
         if not 0 <= self.mix <= 1:
             problems.append(f"mix is {self.mix}: choose one in [0, 1] (1 = the paper's weight).")
+        if self.fixed_threshold is not None and not self.fixed_threshold > 0:
+            problems.append(f"fixed_threshold is {self.fixed_threshold} nats: choose one > 0, or leave it out.")
+        if self.anneal_steps < 0:
+            problems.append(f"anneal_steps is {self.anneal_steps}: choose a number of steps, or 0 for none.")
         for name, value, known in (
-            ("scope", self.scope, ("generation_batch", "micro_batch")),
-            ("normalize", self.normalize, ("none", "mean_one")),
-            ("weight_sign", self.weight_sign, ("both", "solved", "failed")),
-            ("demonstrations", self.demonstrations, ("uniform", "shared")),
+            ("scope", self.scope, get_args(Scope)),
+            ("normalize", self.normalize, get_args(Normalize)),
+            ("weight_sign", self.weight_sign, get_args(WeightSign)),
+            ("demonstrations", self.demonstrations, get_args(Demonstrations)),
         ):
             if value not in known:
                 problems.append(f"{name} is {value!r}: choose one of {', '.join(known)}.")

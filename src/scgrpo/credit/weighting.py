@@ -6,6 +6,7 @@ one id for all (the whole generation batch) or one per micro-batch (the paper's)
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 WeightSign = Literal["both", "solved", "failed"]
-Normalize = Literal["none", "mean_one"]
+Normalize = Literal["none", "mean_one", "centered"]
 
 
 def saturating_weight(token_kl: Float[Tensor, "b t"], threshold: Float[Tensor, " b"]) -> Float[Tensor, "b t"]:
@@ -36,11 +37,14 @@ def thresholds(
     *,
     quantile: float,
     floor: float,
+    fixed: float | None = None,
 ) -> Float[Tensor, " b"]:
-    """(B,) `c = max(quantile of the active token_kl in the rollout's scope, floor)`, nats.
+    """(B,) `c = max(quantile of the active token_kl in the rollout's scope, floor)`, nats; or `fixed` everywhere.
 
     A scope without active tokens gets the floor (nothing is weighted there).
     """
+    if fixed is not None:
+        return torch.full(scope.shape, fixed, dtype=token_kl.dtype, device=token_kl.device)
     c = torch.full(scope.shape, floor, dtype=token_kl.dtype, device=token_kl.device)
     for members in scope_members(scope):
         values = token_kl[members][active[members]]
@@ -63,7 +67,8 @@ def shape_weights(
     With f_bar the mean of f over the active tokens of the scope:
         where `applied` is False, the rollout's weight is f_bar;
         `mix` m < 1:               w = m * f + (1 - m) * f_bar;
-        `normalize="mean_one"`:    w / mean of w over the active tokens of the scope.
+        `normalize="mean_one"`:    w / mean of w over the active tokens of the scope;
+        `normalize="centered"`:    w - f_bar + 1, that is 1 + m * (f - f_bar).
     """
     if bool(applied.all()) and mix == 1 and normalize == "none":
         return f
@@ -75,9 +80,41 @@ def shape_weights(
         mean = values.mean()
         shaped = torch.where(applied[members, None], torch.lerp(mean, f[members], mix), mean)
         new_mean = shaped[active[members]].mean()
+        if normalize == "centered":
+            weights[members] = shaped - mean + 1
+            continue
         # A scope in which every D is 0 has no weight to normalise: it stays 0, the method's own answer.
         weights[members] = shaped / new_mean if normalize == "mean_one" and new_mean > 0 else shaped
     return weights
+
+
+def annealed(value: float, step: int, steps: int) -> float:
+    """`value * (1 - step / steps)`, 0 from step number `steps` on; `steps = 0`: always `value`."""
+    return value * max(0.0, 1 - step / steps) if steps else value
+
+
+def shuffled(
+    values: Float[Tensor, "b t"], chosen: Bool[Tensor, "b t"], generator: torch.Generator
+) -> Float[Tensor, "b t"]:
+    """The chosen values at each other's places, by a uniform permutation drawn on the CPU."""
+    picked = values[chosen]
+    order = torch.randperm(len(picked), generator=generator)
+    return values.masked_scatter(chosen, picked[order.to(picked.device)])
+
+
+def top_tokens(values: Float[Tensor, "b t"], candidates: Bool[Tensor, "b t"], fraction: float) -> Bool[Tensor, "b t"]:
+    """The `ceil(fraction * N)` of the N candidates with the largest values; ties are broken arbitrarily."""
+    picked = values[candidates]
+    best = torch.zeros_like(picked, dtype=torch.bool)
+    # A product such as 0.2 * 15 may come out a little above a whole number.
+    best[picked.topk(min(math.ceil(fraction * len(picked) - 1e-6), len(picked))).indices] = True
+    return torch.zeros_like(candidates).masked_scatter(candidates, best)
+
+
+def factors(base: Float[Tensor, " b"], advantages: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """Weights of a method that adds to advantages: `advantages / base`, 1 where the base is 0."""
+    known = base != 0
+    return torch.where(known[:, None], advantages / torch.where(known, base, 1.0)[:, None], 1.0)
 
 
 def linear_quantile(values: Float[Tensor, " n"], quantile: float) -> Float[Tensor, ""]:

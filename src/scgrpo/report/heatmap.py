@@ -146,8 +146,12 @@ def _facts(row: RolloutRow) -> list[str]:
 
 
 def _demonstration_heading(row: RolloutRow, shown: RolloutRow | None) -> str:
+    if row.demonstration is None and row.demonstration_text is not None:
+        cut = "; truncated to its token budget" if row.demonstration_truncated else ""
+        return f"Demonstration: a rollout of another prompt or batch{cut}"
     if row.demonstration is None:
-        return "No demonstration: this rollout has the weight 1 on every token."
+        rest = "this rollout has the weight 1 on every token" if row.token_kl is None else "its weights need none"
+        return f"No demonstration: {rest}."
     outcome = {True: ", solved", False: ", failed", None: ""}[shown.solved if shown else None]
     cut = "; truncated to its token budget" if row.demonstration_truncated else ""
     return f"Demonstration: rollout {row.demonstration} of the same group{outcome}{cut}"

@@ -46,7 +46,8 @@ class RolloutRow:
         solved: None = no verdict.
         status, detail: how the verification ended (graded, error, timeout), and what it said.
         route: partial, none_solved or fallback.
-        demonstration: `rollout` number, in the same group, of the rollout shown to the teacher.
+        demonstration: `rollout` number of the rollout shown to the teacher; None if it is of another prompt or
+            batch, or there is none.
         demonstration_text: what the teacher was shown of it.
         teacher_prompt: rendered prompt of the conditioned pass.
         demonstration_truncated: it did not fit its token budget.

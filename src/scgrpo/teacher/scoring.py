@@ -38,6 +38,8 @@ class Pairs:
         mask: (P, T) tokens to score.
         student_hidden: (P, T, H) hidden states that predict each token, if a pass of the host left them; otherwise
             they are computed. With a gradient, the evidence's `student_logps` and `student_entropy` have one too.
+        alone: no pair has a demonstration: the prompts are the same, and only weights make a teacher.
+        contrasted: the "student" is a teacher under another prompt: the teacher's weights read both.
     """
 
     student_prompts: Sequence[Sequence[int]]
@@ -46,6 +48,8 @@ class Pairs:
     lengths: Int[Tensor, " p"]
     mask: Bool[Tensor, "p t"]
     student_hidden: Float[Tensor, "p t h"] | None = None
+    alone: bool = False
+    contrasted: bool = False
 
     def __post_init__(self) -> None:
         rows = len(self.completions)
@@ -73,13 +77,14 @@ class Pairs:
     def select(self, rows: Sequence[int]) -> Pairs:
         """The given rows, cut to their longest completion."""
         longest = int(self.lengths[rows].max()) if rows else 0
-        return Pairs(
-            [self.student_prompts[row] for row in rows],
-            [self.teacher_prompts[row] for row in rows],
-            self.completions[rows][:, :longest],
-            self.lengths[rows],
-            self.mask[rows][:, :longest],
-            None if self.student_hidden is None else self.student_hidden[rows][:, :longest],
+        return replace(
+            self,
+            student_prompts=[self.student_prompts[row] for row in rows],
+            teacher_prompts=[self.teacher_prompts[row] for row in rows],
+            completions=self.completions[rows][:, :longest],
+            lengths=self.lengths[rows],
+            mask=self.mask[rows][:, :longest],
+            student_hidden=None if self.student_hidden is None else self.student_hidden[rows][:, :longest],
         )
 
 
@@ -177,13 +182,19 @@ class ConditionedPass:
         return scores[0]
 
     def _score(self, batch: Pairs) -> TokenEvidence:
+        # Without a demonstration and with the policy's weights, the teacher is the student.
+        alike = batch.alone and self.teacher_weights is None
         with torch.no_grad(), self.autocast():
+            own_weights = self.teacher_weights or nullcontext
             student = batch.student_hidden
             if student is None:
-                student = self.states(batch.student_prompts, batch.completions, batch.lengths)
-            own_weights = self.teacher_weights or nullcontext
+                with own_weights() if batch.contrasted else nullcontext():
+                    student = self.states(batch.student_prompts, batch.completions, batch.lengths)
             with own_weights():
-                teacher = self.states(batch.teacher_prompts, batch.completions, batch.lengths)
+                if alike:
+                    teacher = student.detach()
+                else:
+                    teacher = self.states(batch.teacher_prompts, batch.completions, batch.lengths)
                 # Detached, as the parameter itself has the policy's values again outside.
                 teacher_head = self._head(batch).detached() if self.teacher_weights else None
         kept, tokens = (student[batch.mask], teacher[batch.mask]), batch.completions[batch.mask]
@@ -191,7 +202,9 @@ class ConditionedPass:
         with gathered_head(self.model):
             own = self._head(batch)
             head, student_head = (own, None) if teacher_head is None else (teacher_head, own)
-            return self.divergence(*kept, tokens, head, student_head=student_head, differentiable=differentiable)
+            student_head = None if batch.contrasted else student_head
+            evidence = self.divergence(*kept, tokens, head, student_head=student_head, differentiable=differentiable)
+        return replace(evidence, token_kl=torch.zeros_like(evidence.token_kl)) if alike else evidence
 
     def _head(self, batch: Pairs) -> OutputHead:
         """On a GPU autocast's precision holds for the product with the head, too, as it does for the policy's own."""
@@ -221,4 +234,12 @@ def _dummy(pairs: Pairs) -> Pairs:
     token = pairs.completions.new_zeros(1, 1)
     given = pairs.student_hidden
     hidden = None if given is None else given.new_zeros(1, 1, given.shape[-1])
-    return Pairs([[0]], [[0]], token, token[:, 0] + 1, token.bool(), hidden)
+    return replace(
+        pairs,
+        student_prompts=[[0]],
+        teacher_prompts=[[0]],
+        completions=token,
+        lengths=token[:, 0] + 1,
+        mask=token.bool(),
+        student_hidden=hidden,
+    )

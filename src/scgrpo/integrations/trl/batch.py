@@ -33,11 +33,12 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Uncredited:
-    """A generation batch whose plan is made and whose rollouts are not scored yet."""
+    """A generation batch whose plan is made and whose rollouts are not scored yet. `past`: see `Groups.past`."""
 
     rollouts: Rollouts
     groups: Groups
     plan: Plan
+    past: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,16 @@ def gather_groups(
     success_threshold: float,
     complete_ids: set[int],
     micro_batch: Int[Tensor, " b"],
+    step: int = 0,
+    first_error: Sequence[int] | None = None,
 ) -> Groups:
     """Groups of the whole generation batch, the same on every process.
 
     Args:
         complete_ids: a completion that does not end with one of these was cut off.
         micro_batch: (B,) of this process.
+        step: optimizer steps done.
+        first_error: see `Groups.first_error`; of this process, and None on all processes or on none.
     """
     device = accelerator.device
     mask = batch["completion_mask"] * batch.get("tool_mask", 1)
@@ -89,10 +94,11 @@ def gather_groups(
             torch.tensor([len(ids) for ids in rollouts.completion_ids], device=device),
             torch.tensor([not ids or ids[-1] not in complete_ids for ids in rollouts.completion_ids], device=device),
             micro_batch.to(device) + accelerator.process_index * (int(micro_batch.max()) + 1),
+            torch.tensor(first_error or [-1] * len(micro_batch), device=device),
         ],
         dim=1,
     )
-    lengths, truncated, micro = accelerator.gather(local).unbind(1)
+    lengths, truncated, micro, wrong_from = accelerator.gather(local).unbind(1)
     verdict = rollouts.rewards[:, success]
     return Groups(
         group=torch.arange(len(verdict), device=device) // num_generations,
@@ -103,6 +109,9 @@ def gather_groups(
         mask=accelerator.gather(accelerator.pad_across_processes(mask, dim=1)).bool(),
         advantages=accelerator.gather(batch["advantages"]),
         micro_batch=micro,
+        step=step,
+        completion_ids=accelerator.gather(accelerator.pad_across_processes(batch["completion_ids"], dim=1)),
+        first_error=None if first_error is None else wrong_from,
     )
 
 

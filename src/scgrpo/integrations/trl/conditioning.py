@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scgrpo.credit import Evidence, Plan
+from scgrpo.credit import NONE, Evidence, Plan
 from scgrpo.credit.weighting import linear_quantile
 from scgrpo.errors import ConfigError
 from scgrpo.teacher.hidden import rerun_hidden
@@ -77,26 +77,58 @@ class Conditioner:
             completions: of the whole batch, by row number: a demonstration may come from another process.
             num_forwards: number of batches of this process -> number all processes must run (None: its own).
         """
-        rollout, shown, verified = (x.tolist() for x in (plan.rollout, plan.demonstration, plan.verified))
+        rollout = plan.rollout.tolist()
+        shown, contrast = plan.demonstration.tolist(), ([] if plan.contrast is None else plan.contrast.tolist())
         count = len(local.prompts)
         mine = [pair for pair, row in enumerate(rollout) if local.first <= row < local.first + count]
-        rows = [rollout[pair] - local.first for pair in mine]
-        demonstrations = {row: self.format(completions[row]) for row in sorted({shown[pair] for pair in mine})}
-        # Rollouts that share a prompt and a demonstration share the teacher's prompt: it is rendered once.
+        needed = {side[pair] for side in (shown, contrast) if side for pair in mine} - {NONE}
+        demonstrations = {row: self.format(completions[row]) for row in sorted(needed)}
+        contexts = partial(self.contexts, local, [rollout[pair] - local.first for pair in mine], demonstrations)
+        verified = plan.verified.tolist()
+        claims = [verified[pair] for pair in mine]
+        teacher_ids = contexts([shown[pair] for pair in mine], claims)
+        student_ids = contexts([contrast[pair] for pair in mine], claims) if contrast else None
+
+        parts: list[tuple[list[int], Evidence]] = []
+        # All processes go through the same kinds of pairs, whichever of them they have.
         kinds = [
-            (tuple(local.prompt_ids[row]), shown[pair], verified[pair]) for pair, row in zip(mine, rows, strict=True)
+            "contrasted" if contrasted else "alone" if alone else "plain"
+            for alone, contrasted in zip(plan.alone.tolist(), plan.contrasted.tolist(), strict=True)
         ]
-        first = {kind: at for at, kind in reversed(list(enumerate(kinds)))}
+        for kind in sorted(set(kinds)):
+            at = [place for place, pair in enumerate(mine) if kinds[pair] == kind]
+            rows = [rollout[mine[place]] - local.first for place in at]
+            pairs = replace(self.pairs(local, rows, [teacher_ids[place] for place in at]), alone=kind == "alone")
+            if kind == "contrasted" and student_ids is not None:
+                own = [student_ids[place] for place in at]
+                pairs = replace(pairs, contrasted=True, student_prompts=own, student_hidden=None)
+            parts.append((at, self.score(pairs, num_forwards(len(list(self.score.batches(pairs)))))))
+        return Conditioned(mine, merged(parts, len(mine)), demonstrations, dict(zip(mine, teacher_ids, strict=True)))
+
+    def contexts(
+        self,
+        local: LocalRollouts,
+        rows: Sequence[int],
+        demonstrations: Mapping[int, Demonstration],
+        shown: Sequence[int],
+        claims: Sequence[bool],
+    ) -> list[list[int]]:
+        """Prompt ids of local rows, each with the demonstration it is shown (`NONE`: as sampled).
+
+        Rows that share a prompt and a demonstration share the teacher's prompt: it is rendered once.
+        """
+        kinds = [
+            (tuple(local.prompt_ids[row]), demonstration, claim)
+            for row, demonstration, claim in zip(rows, shown, claims, strict=True)
+        ]
+        first = {kind: at for at, kind in reversed(list(enumerate(kinds))) if kind[1] != NONE}
         prompts = [
             self.teacher_prompt(local.prompts[rows[at]], demonstrations[demonstration].text, verified=claim)
             for (_, demonstration, claim), at in first.items()
         ]
-        rendered = self.tokenize(prompts, [rows[at] for at in first.values()]) if rows else []
+        rendered = self.tokenize(prompts, [rows[at] for at in first.values()]) if first else []
         ids_of = dict(zip(first, rendered, strict=True))
-        teacher_ids = [ids_of[kind] for kind in kinds]
-        pairs = self.pairs(local, rows, teacher_ids)
-        evidence = self.score(pairs, num_forwards(len(list(self.score.batches(pairs)))))
-        return Conditioned(mine, evidence, demonstrations, dict(zip(mine, teacher_ids, strict=True)))
+        return [ids_of[kind] if kind in ids_of else list(kind[0]) for kind in kinds]
 
     def pairs(self, local: LocalRollouts, rows: list[int], teacher_ids: list[list[int]]) -> Pairs:
         """Pairs of local rows under the given teacher prompts."""
@@ -144,3 +176,14 @@ class Conditioner:
                 "Pass teacher_prompt_fn=(prompt, demonstration, verified) -> prompt to SCGRPOTrainer, and prompts "
                 "that render to the sampled ids.",
             )
+
+
+def merged(parts: Sequence[tuple[list[int], Evidence]], count: int) -> Evidence:
+    """Evidence of `count` pairs from parts of them, each with the places its pairs stand at."""
+    if len(parts) == 1:
+        return parts[0][1]
+    fields = [torch.stack([e.token_kl, e.teacher_logps, e.student_logps, e.student_entropy]) for _, e in parts]
+    whole = fields[0].new_zeros(4, count, fields[0].shape[2])
+    for (at, _), values in zip(parts, fields, strict=True):
+        whole[:, at] = values.to(whole.dtype)
+    return Evidence(*whole)

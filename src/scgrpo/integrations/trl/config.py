@@ -14,7 +14,7 @@ from typing import Any, cast
 from trl import GRPOConfig
 
 from scgrpo.credit import create_credit_method
-from scgrpo.credit.methods import CreditMethod
+from scgrpo.credit.methods import CreditMethod, check_teacher
 from scgrpo.divergence.choice import Divergence, DivergenceKind
 from scgrpo.divergence.exact import Direction
 from scgrpo.errors import ConfigError
@@ -42,19 +42,38 @@ class SCGRPOConfig(GRPOConfig):
     loss_type: str = _setting("grpo", "TRL's loss types; those without per-token advantages are refused.")
     vllm_importance_sampling_mode: str = _setting("token_truncate", "As in TRL, with a safer default.")
 
-    credit: str = _setting("sc_grpo", "Credit method: sc_grpo, uniform (plain GRPO), or one you registered.")
+    credit: str = _setting("sc_grpo", "Credit method, see docs/credit_methods.md; uniform = plain GRPO.")
     credit_quantile: float = _setting(0.75, "Threshold c is this quantile of the active token_kl.")
     credit_floor: float = _setting(1e-4, "Smallest threshold c, in nats.")
     credit_scope: str = _setting("generation_batch", "Scope of c: generation_batch, or micro_batch (the paper's).")
     credit_alpha: float = _setting(0.1, "Size of the diversity pseudo-advantage of unsolved groups; 0 = off.")
-    credit_normalize: str = _setting("none", "none (the paper), or mean_one: divide weights by their mean.")
+    credit_normalize: str = _setting(
+        "none", "none (the paper), mean_one: divide weights by their mean, or centered: 1 + mix * (f - mean f)."
+    )
     credit_weight_sign: str = _setting(
         "both", "Rollouts weighted per token: both (the paper), solved, or failed; the others get the mean weight."
     )
     credit_demonstrations: str = _setting(
-        "uniform", "uniform: each rollout draws one of its group (the paper); shared: one for the group, cheaper."
+        "uniform",
+        "uniform: each rollout draws one of its group (the paper); shared: one for the group, cheaper; shortest, "
+        "longest, nearest or least_similar of the group's; buffer: earlier solutions of the prompt, if any.",
     )
     credit_mix: float = _setting(1.0, "Share of the weight against uniform credit, 1 = the paper.")
+    credit_fixed_threshold: float | None = _setting(None, "Threshold c in nats, instead of a quantile.")
+    credit_anneal_steps: int | None = _setting(
+        None, "Optimizer steps over which mix or strength falls to 0; 0 = it stays. Default: the method's own."
+    )
+    credit_strength: float | None = _setting(
+        None, "Size of a method's own term, of those that have one. Default: the method's own."
+    )
+    credit_top_fraction: float | None = _setting(
+        None, "Share of tokens that entropy_mask keeps and stare lifts. Default: the method's own (0.2, 0.1)."
+    )
+    credit_entropy_gate: float | None = _setting(
+        None, "Mean entropy in nats below which stare acts and antisd does not. Default: the method's own (0.3, 0.1)."
+    )
+    credit_num_wrong: int | None = _setting(None, "Failed rollouts rlcsd contrasts with. Default: 4.")
+    credit_seed: int | None = _setting(None, "Seed of the controls that shuffle weights. Default: 0.")
 
     success_reward: str | None = _setting(None, "Reward function that decides 'solved'. Default: the first one.")
     success_threshold: float = _setting(0.5, "A rollout is solved when that reward reaches this value.")
@@ -69,7 +88,8 @@ class SCGRPOConfig(GRPOConfig):
         "auto",
         "When rollouts are scored: generation = after sampling, with TRL's own pass for the old log-probs or else a "
         "student pass of ours; loss = inside the loss, whose forward serves (needs steps_per_generation=1, no "
-        "dropout, no sharding); auto = loss where that can be.",
+        "dropout, no sharding; rollouts with several pairs are scored after sampling all the same); auto = loss "
+        "where that can be.",
     )
     teacher_max_tokens: int | None = _setting(
         None, "Tokens per forward of the conditioned pass. Default: as many as a training micro-batch has."
@@ -102,7 +122,10 @@ class SCGRPOConfig(GRPOConfig):
     def credit_method(self) -> CreditMethod:
         """The configured method, built from the `credit_*` settings it knows."""
         names = [f.name for f in dataclasses.fields(self) if f.name.startswith(_CREDIT_PREFIX)]
-        return create_credit_method(self.credit, {n.removeprefix(_CREDIT_PREFIX): getattr(self, n) for n in names})
+        options = {n.removeprefix(_CREDIT_PREFIX): getattr(self, n) for n in names}
+        method = create_credit_method(self.credit, options)
+        check_teacher(method, self.credit, self.teacher_weights)
+        return method
 
     def token_divergence(self) -> Divergence:
         """The configured divergence."""

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 
-from scgrpo.credit import Evidence, Plan
+from scgrpo.credit import NONE, Evidence, Plan
 from scgrpo.integrations.trl.batch import share_evidence
 from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts
 from scgrpo.teacher.prompts import Demonstration
@@ -35,19 +35,21 @@ class EvidenceOfAll:
     probed: bool = False
 
     def __call__(
-        self, plan: Plan, local: LocalRollouts, completions: Sequence[Any], width: int
+        self, plan: Plan, local: LocalRollouts, completions: Sequence[Any], width: int, past: Sequence[Any] = ()
     ) -> tuple[Conditioned | None, Evidence]:
-        """Args: `completions` of this process, in the order of `local`; `width`: tokens of the longest of all."""
+        """Args: `completions` of this process, in the order of `local`; `width`: tokens of the longest of all;
+        `past`: completions of earlier batches, with the row numbers after those of this batch."""
         if not len(plan):
             return None, Evidence(*torch.zeros(4, 0, width, device=self.accelerator.device))
         start = time.perf_counter()
-        if not self.probed:
+        if not self.probed and not bool(plan.alone.all()):  # it is about demonstrations
             self.probe(local)
-        if self.accelerator.num_processes > 1:  # a demonstration may have been sampled by another process
-            completions = gather_object(list(completions))
+        # A demonstration may have been sampled by another process, or earlier.
+        completions = [*everywhere(self.accelerator, completions), *past]
         conditioned = self.condition(plan, local, completions, self.agreed_forwards)
         evidence = share_evidence(self.accelerator, conditioned.evidence, conditioned.pairs, len(plan), width)
-        shown = [conditioned.demonstrations[int(plan.demonstration[pair])] for pair in conditioned.pairs]
+        used = [int(plan.demonstration[pair]) for pair in conditioned.pairs]
+        shown = [conditioned.demonstrations[row] for row in used if row != NONE]
         self.log({"teacher_pass_s": time.perf_counter() - start, **self.demonstration_shares(shown)})
         return conditioned, evidence
 
@@ -68,7 +70,7 @@ class EvidenceOfAll:
             )
 
     def demonstration_shares(self, shown: Sequence[Demonstration]) -> dict[str, float]:
-        """Shares of the demonstrations shown (one per scored rollout) by all processes."""
+        """Shares of the demonstrations shown (one per pair that has one) by all processes."""
         counts = {
             "demonstration_truncated_frac": sum(d.truncated for d in shown),
             "thinking_dropped_frac": sum(d.thinking_dropped for d in shown),
@@ -83,6 +85,11 @@ class EvidenceOfAll:
         if not shares_weights(self.accelerator):
             return None
         return int(self.accelerator.gather(torch.tensor([mine], device=self.accelerator.device)).max())
+
+
+def everywhere(accelerator: Accelerator, values: Sequence[Any]) -> list[Any]:
+    """The values of all processes, in gathered order."""
+    return gather_object(list(values)) if accelerator.num_processes > 1 else list(values)
 
 
 def shares_weights(accelerator: Accelerator) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from scgrpo.credit import Route
+from scgrpo.credit import NONE, Route
 from scgrpo.integrations.trl.batch import ScoredBatch
 from scgrpo.runs import RolloutRow, RunDirectory
 from scgrpo.tasks.base import Status, Verdict
@@ -75,8 +75,8 @@ class RunRecorder(TrainerCallback):
         width = len(ids)
         members = (groups.group == groups.group[row]).nonzero()[:, 0].tolist()
         pair = next(iter((batch.plan.rollout == row).nonzero()[:, 0].tolist()), None)
-        shown = None if pair is None else int(batch.plan.demonstration[pair])
-        demonstration = None if shown is None else batch.demonstrations[shown]
+        shown = NONE if pair is None else int(batch.plan.demonstration[pair])
+        demonstration = None if shown == NONE else batch.demonstrations[shown]
         verdict = self._verdict(batch, row)
         rewards = rollouts.rewards[row].tolist()
 
@@ -99,7 +99,7 @@ class RunRecorder(TrainerCallback):
             status=str(verdict.status),
             detail=verdict.detail,
             route=Route(int(batch.credit.route[row])).name.lower(),
-            demonstration=None if shown is None else members.index(shown),
+            demonstration=members.index(shown) if shown in members else None,  # it may be of another prompt
             demonstration_text=None if demonstration is None else demonstration.text,
             teacher_prompt=None if pair is None else self.tokenizer.decode(batch.teacher_prompt_ids[pair]),
             demonstration_truncated=demonstration is not None and demonstration.truncated,

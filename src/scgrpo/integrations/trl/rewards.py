@@ -72,6 +72,22 @@ def _one_by_one(
     return rewards, last
 
 
+def finds_first_errors(reward_func: Any) -> bool:
+    """Whether a reward function tells where failed rollouts go wrong: it has an attribute `first_error`."""
+    return hasattr(inspect.unwrap(reward_func), "first_error")
+
+
+def first_errors(reward_func: Any, rollouts: int) -> list[int] | None:
+    """Token positions of the first errors in the rollouts graded last, -1 where there is none; None if the reward
+    function does not tell. All unknown if it was not called on just these rollouts (some were graded one by one)."""
+    if not finds_first_errors(reward_func):
+        return None
+    found = list(inspect.unwrap(reward_func).first_error)
+    if len(found) != rollouts:
+        return [-1] * rollouts
+    return [-1 if position is None else int(position) for position in found]
+
+
 def exclude_ungraded(
     rewards: Float[Tensor, "n funcs"], success: int, num_generations: int, names: list[str]
 ) -> Float[Tensor, "n funcs"]:

@@ -6,10 +6,12 @@ from typing import Any
 
 from accelerate.utils import DistributedType
 
+from scgrpo.credit.methods import check_teacher
 from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl import compat
 from scgrpo.integrations.trl.dropping import check_droppable
 from scgrpo.integrations.trl.evidence import offloads_weights, shares_weights
+from scgrpo.integrations.trl.rewards import finds_first_errors
 from scgrpo.teacher.models import has_dropout
 
 # Every process has all the weights.
@@ -21,7 +23,7 @@ def check_setup(trainer: Any) -> None:
     args = trainer.args
     problems = check_droppable(args, trainer.aux_loss_enabled) if args.drop_zero_advantages else []
     if args.credit != "uniform":
-        problems += [*_model_problems(trainer), *_distribution_problems(trainer)]
+        problems += [*_model_problems(trainer), *_distribution_problems(trainer), *_method_problems(trainer)]
     if problems:
         raise ConfigError("This set-up cannot work:", " | ".join(problems))
 
@@ -60,6 +62,23 @@ def _model_problems(trainer: Any) -> list[str]:
     peft = getattr(trainer.accelerator.unwrap_model(trainer.model), "active_peft_config", None)
     if peft is not None and peft.is_prompt_learning:
         problems.append("PEFT prompt tuning adds virtual tokens the conditioned pass would miss: use LoRA.")
+    return problems
+
+
+def _method_problems(trainer: Any) -> list[str]:
+    """What the credit method needs and does not find."""
+    method, problems = trainer.credit_method, []
+    try:
+        check_teacher(method, type(method).__name__, trainer.args.teacher_weights)
+    except ConfigError as error:
+        problems.append(str(error))
+    reward_func = trainer.reward_funcs[trainer._success]
+    if getattr(method, "needs_first_error", False) and not finds_first_errors(reward_func):
+        problems.append(
+            f"{type(method).__name__} needs to know where failed rollouts go wrong: give the reward function that "
+            "decides 'solved' an attribute `first_error`, the token position for each rollout it graded last (None "
+            "or -1: unknown)."
+        )
     return problems
 
 

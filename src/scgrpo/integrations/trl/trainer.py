@@ -37,7 +37,7 @@ from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.dropping import drop_rows
-from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree, shares_weights
+from scgrpo.integrations.trl.evidence import EvidenceOfAll, all_agree, everywhere, shares_weights
 from scgrpo.integrations.trl.in_loss import (
     check_left_out,
     completion_logps,
@@ -45,7 +45,8 @@ from scgrpo.integrations.trl.in_loss import (
     pending_advantages,
     sampled_order,
 )
-from scgrpo.integrations.trl.rewards import exclude_ungraded, guarded
+from scgrpo.integrations.trl.past import PastSolutions
+from scgrpo.integrations.trl.rewards import exclude_ungraded, first_errors, guarded
 from scgrpo.integrations.trl.setup import check_setup, scores_in_loss
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
 from scgrpo.teacher.models import backbone, has_dropout, output_head
@@ -118,6 +119,7 @@ class SCGRPOTrainer(GRPOTrainer):
         self._captured: Tensor | None = None
         self._capturing = False
         self._in_loss = scores_in_loss(self)
+        self._past = PastSolutions() if getattr(self.credit_method, "needs_past", False) else None
         self._uncredited: Uncredited | None = None
         self._loss_inputs: tuple[dict[str, Any], dict[str, Any]] | None = None
 
@@ -142,7 +144,9 @@ class SCGRPOTrainer(GRPOTrainer):
             hidden = None
             if self._captured is not None and "old_per_token_logps" in batch:
                 hidden = self._captured[:, -batch["completion_ids"].shape[1] - 1 : -1]
-            if self._in_loss and hidden is None and len(uncredited.plan):
+            # Several pairs of a rollout, and teachers in both contexts, are more than the loss's forward can serve.
+            fits = len(uncredited.plan) > 0 and uncredited.plan.single
+            if self._in_loss and hidden is None and fits:
                 self._uncredited, rows = uncredited, len(rollouts.prompts)
                 batch["credit_row"] = torch.arange(rows, device=batch["advantages"].device)
                 first = self.accelerator.process_index * rows
@@ -204,12 +208,20 @@ class SCGRPOTrainer(GRPOTrainer):
             success_threshold=self.args.success_threshold,
             complete_ids={*self.eos_token_ids, self._tokenizer.pad_token_id},
             micro_batch=compat.upcoming_micro_batches(len(rollouts.prompts), self.args.steps_per_generation),
+            step=self.state.global_step,
+            first_error=first_errors(self.reward_funcs[self._success], len(rollouts.prompts)),
         )
         # Named by seed, step and generation batch: every process draws the same plan, a resumed run the one it would
         # have drawn, and the cut into micro-batches does not matter.
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
         rng = random.Random(f"scgrpo/{self.args.seed}/{self.state.global_step}/{generation}")
-        return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng))
+        if self._past is None:
+            return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng))
+        prompts, completions = (everywhere(self.accelerator, x) for x in (rollouts.prompts, rollouts.completions))
+        owners, past = self._past.recall(prompts[:: self.num_generations])
+        groups = replace(groups, past=torch.tensor(owners, dtype=torch.long, device=groups.group.device))
+        self._past.remember(prompts, completions, (groups.usable & groups.solved).tolist())
+        return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng), past)
 
     def _assign_credit(
         self, uncredited: Uncredited, batch: dict[str, Any], hidden: Tensor | None
@@ -233,7 +245,9 @@ class SCGRPOTrainer(GRPOTrainer):
             mask=(batch["completion_mask"] * batch.get("tool_mask", 1)).bool(),
             hidden=hidden,
         )
-        conditioned, evidence = self._evidence(plan, local, rollouts.completions, groups.mask.shape[1])
+        conditioned, evidence = self._evidence(
+            plan, local, rollouts.completions, groups.mask.shape[1], uncredited.past
+        )
         credit = self.credit_method.assign(groups, plan, evidence)
         check_finite("The credit assigned", credit.advantages)
         if len(plan):
@@ -347,6 +361,8 @@ class SCGRPOTrainer(GRPOTrainer):
         unfinished = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
         buffered = self._buffered_inputs if unfinished else None
         save_state(folder, self._teacher, self._step, buffered, self.accelerator.process_index)
+        if self._past is not None and self.accelerator.process_index == 0:
+            self._past.save(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -354,6 +370,8 @@ class SCGRPOTrainer(GRPOTrainer):
             self._step, self._buffered_inputs = load_state(
                 Path(checkpoint), self._teacher, self.accelerator.process_index
             )
+            if self._past is not None:
+                self._past.load(Path(checkpoint))
 
     def _log_credit(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
