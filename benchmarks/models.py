@@ -104,6 +104,8 @@ class Steps:
 
     def __init__(self, trainer: Any) -> None:
         trainer.current_gradient_accumulation_steps = 1
+        if trainer.args.gradient_checkpointing:  # `Trainer.train` would
+            trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.trainer = trainer
         self.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e-6)
         self.batches = self._batches()

@@ -313,7 +313,7 @@ def test_batches_are_longest_first_and_complete() -> None:
     assert batches_of(pairs, "off", max_tokens=36) == [[4], [3, 2], [0, 1]]  # 19, 2 x 14 padded, 2 x 10 padded
     assert batches_of(pairs, "packed", max_tokens=36) == [[4, 3], [2, 0, 1]]  # 19 + 14, 13 + 10 + 5
     assert batches_of(pairs, "packed", max_tokens=1) == [[4], [3], [2], [0], [1]]
-    assert batches_of(pairs, "packed", max_rows=3) == batches_of(pairs, "packed", max_tokens=3 * 11)
+    assert batches_of(pairs, "packed", max_rows=3) == batches_of(pairs, "packed", max_tokens=3 * 19)
 
 
 def test_a_shared_prompt_counts_once_and_keeps_its_rows_together() -> None:

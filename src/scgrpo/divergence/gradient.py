@@ -125,6 +125,8 @@ class _Upstream:
     def to_logits(self, tile: Tensor, rows: slice, evidence: TokenEvidence, lead: int) -> Tensor:
         """(n, w) gradient with respect to the student's logits, the token's own log-prob term left out."""
         log_p = tile[STUDENT] - evidence.student_logsumexp[rows, None]
+        if self.logps is not None and self.entropy is None and self.token_kl is None:  # the usual policy loss
+            return log_p.exp_().mul_(-self.logps[rows, None])
         p = log_p.exp()
         factor = torch.zeros_like(p)  # of p
         if self.logps is not None:

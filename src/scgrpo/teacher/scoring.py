@@ -96,7 +96,7 @@ class ConditionedPass:
         model: Hugging Face causal LM, possibly with a PEFT adapter, not wrapped for distribution.
         head: returns its output head; called inside each pass because sharding may replace the weights.
         states: hidden states of completions under prompts.
-        max_rows: a forward takes at most as many tokens as this many of the longest student rows (at least one row).
+        max_rows: a forward takes at most as many tokens as this many of the longest teacher rows (at least one row).
         max_tokens: the same limit as a number of tokens.
         teacher_weights: context manager under which the model has the teacher's weights; None: they are the policy's.
         redirect: see `Redirect`.
@@ -151,8 +151,7 @@ class ConditionedPass:
         pairs = pairs.trimmed()
         lengths, prompts = pairs.lengths.tolist(), [tuple(prompt) for prompt in pairs.teacher_prompts]
         size = [len(prompt) + n for prompt, n in zip(prompts, lengths, strict=True)]
-        student = [len(prompt) + n for prompt, n in zip(pairs.student_prompts, lengths, strict=True)]
-        limit = self.max_tokens or self.max_rows * max(student, default=0)
+        limit = self.max_tokens or self.max_rows * max(size, default=0)
         order = [row for row, any_token in enumerate(pairs.mask.any(dim=1).tolist()) if any_token]
         order.sort(key=lambda row: -size[row])
         share = self.states.sharing != "off"

@@ -105,7 +105,7 @@ class SCGRPOConfig(GRPOConfig):
         "where that can be.",
     )
     teacher_max_tokens: int | None = _setting(
-        None, "Tokens per forward of the conditioned pass. Default: as many as a training micro-batch has."
+        None, "Tokens per forward of the conditioned pass. Default: as many rows as a training micro-batch has."
     )
     teacher_prefix_sharing: str = _setting(
         "auto",
