@@ -108,13 +108,13 @@ def test_two_processes_train_as_one(one: dict[str, Any], two: tuple[str, Any], c
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES)
 def test_a_process_runs_no_more_passes_than_it_must(two: tuple[str, Any], case: str) -> None:
-    """Passes of the second generation batch, when nothing is probed any more: a student's and a teacher's a batch of
-    pairs. The process that has fewer batches runs dummies of a token or two, and only where weights are shared."""
+    """Passes of the second generation batch, when nothing is probed any more: a teacher's for each batch of pairs,
+    and a student's where the loss's own does not serve. The process that has fewer batches runs dummies of a token or two, and only where weights are shared."""
     first, second = (process[case]["passes"][1] for process in two[1])
     if case.startswith(PATTERNS["nothing"]):
         assert first == second == []
     elif case.startswith(PATTERNS["one-sided"]):
-        assert len(first) >= 2
+        assert len(first) >= 1
         assert min(first) > 2
         dummies = 0 if two[0] == "MULTI_CPU" else len(first)
         assert len(second) == dummies
