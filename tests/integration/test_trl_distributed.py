@@ -109,7 +109,8 @@ def test_two_processes_train_as_one(one: dict[str, Any], two: tuple[str, Any], c
 @pytest.mark.parametrize("case", CASES)
 def test_a_process_runs_no_more_passes_than_it_must(two: tuple[str, Any], case: str) -> None:
     """Passes of the second generation batch, when nothing is probed any more: a teacher's for each batch of pairs,
-    and a student's where the loss's own does not serve. The process that has fewer batches runs dummies of a token or two, and only where weights are shared."""
+    and a student's where the loss's own does not serve. The process that has fewer batches runs dummies of a token or
+    two, and only where weights are shared."""
     first, second = (process[case]["passes"][1] for process in two[1])
     if case.startswith(PATTERNS["nothing"]):
         assert first == second == []
