@@ -86,6 +86,13 @@ class SCGRPOConfig(GRPOConfig):
         None, "Mean entropy in nats below which stare acts and antisd does not. Default: the method's own (0.3, 0.1)."
     )
     credit_num_wrong: int | None = _setting(None, "Failed rollouts rlcsd contrasts with. Default: 4.")
+    credit_num_demonstrations: int | None = _setting(None, "Solved siblings value_baseline reads. Default: 3.")
+    credit_value_features: str | None = _setting(
+        None, "What value_baseline knows of a prefix: own, demonstrations, or both. Default: both."
+    )
+    credit_gae_lambda: float | None = _setting(
+        None, "value_baseline: 1 = unbiased, smaller = credit where the value moved. Default: 1."
+    )
     credit_seed: int | None = _setting(None, "Seed of the controls that shuffle weights. Default: 0.")
 
     success_reward: str | None = _setting(None, "Reward function that decides 'solved'. Default: the first one.")
