@@ -1,18 +1,18 @@
 """Style: sort three numbers into three bins, amid words that mean nothing.
 
     prompt      style 2 7 9 > 4
-    completion  so ok 7 now then blue next 2 so so red ok ok now 9 next green then
+    completion  so ok yes 7 blue now then ok next so so 2 red ok ok yes then now ok 9 green so so now
 
 A number belongs into the bin (number + key) modulo 3, the key being the prompt's last number. Numbers may come in any
-order. Before, between and behind them stand free words, of three styles, in any number up to `MAX_WORDS` words in
-all: the verifier does not read them. Six words decide, some fifteen do not, and no demonstration can tell which free
-word is next.
+order. Three free words stand before each number and three behind its bin, of three styles: which ones, the verifier
+does not care. Six words decide, eighteen do not, and no demonstration can tell which free word is next. The number of
+free words is fixed, as a decision could otherwise be put off for ever.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -22,7 +22,6 @@ from scgrpo.tasks.procedural import Problem, ProceduralTask, user_prompt
 NUM_NUMBERS = 3
 MAX_NUMBER = 11
 MAX_KEY = 8
-MAX_WORDS = 30
 BINS = ("red", "green", "blue")
 STYLES: tuple[tuple[str, ...], ...] = (
     ("so", "ok", "now", "then", "next", "yes"),
@@ -30,8 +29,9 @@ STYLES: tuple[tuple[str, ...], ...] = (
     ("hence", "thus", "let", "given", "note", "qed"),
 )
 _NUMBERS = tuple(str(number) for number in range(MAX_NUMBER + 1))
-# Free words before a number, between it and its bin, and behind the bin: fewest and most.
-_BEFORE, _BETWEEN, _BEHIND = (1, 3), (1, 2), (1, 2)
+# What stands where: free words (.), a number (n), its bin (b).
+_CLAUSE = "...nb..."
+FORM = _CLAUSE * NUM_NUMBERS
 # How often an attempt looks at the rule.
 _CARE = 0.5
 
@@ -47,7 +47,7 @@ class StyleTask(ProceduralTask):
     name = "style"
     words = ("style", ">", *BINS, *(word for style in STYLES for word in style), *_NUMBERS)
     free_words = frozenset(word for style in STYLES for word in style)
-    max_completion_length = MAX_WORDS + 2
+    max_completion_length = len(FORM) + 2
 
     def problems(self) -> list[Problem]:
         return [
@@ -67,26 +67,20 @@ class StyleTask(ProceduralTask):
 
     def is_correct(self, completion: str, row: Mapping[str, Any]) -> bool:
         words = completion.split(" ")
-        return len(words) <= MAX_WORDS and self._words_missing(words, row) == 0
+        return len(words) == len(FORM) and self.is_solvable(words, row)
 
     def is_solvable(self, words: Sequence[str], row: Mapping[str, Any]) -> bool:
-        missing = self._words_missing(words, row)
-        return missing is not None and len(words) + missing <= MAX_WORDS
-
-    def _words_missing(self, words: Sequence[str], row: Mapping[str, Any]) -> int | None:
-        """Numbers and bins still to come, None if one of them is wrong."""
+        if len(words) > len(FORM):
+            return False
         left = {str(number): bin_of(number, row["key"]) for number in row["numbers"]}
+        allowed: Mapping[str, Container[str]] = {".": self.free_words, "n": left}
         bin_due = ""
-        for word in words:
-            if word in self.free_words:
-                continue
-            if bin_due and word == bin_due:
-                bin_due = ""
-            elif not bin_due and word in left:
+        for kind, word in zip(FORM, words, strict=False):
+            if word not in ((bin_due,) if kind == "b" else allowed[kind]):
+                return False
+            if kind == "n":
                 bin_due = left.pop(word)
-            else:
-                return None
-        return 2 * len(left) + bool(bin_due)
+        return True
 
     def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
         """The right form with bins that are often guessed, each for itself."""
@@ -107,14 +101,16 @@ class StyleTask(ProceduralTask):
         return _written(dict(zip(map(int, decisive[::2]), decisive[1::2], strict=True)), rng)
 
     def canned(self) -> Canned:
+        right = "so ok yes 7 blue now then ok next so so 2 red ok ok yes then now ok 9 green so so now"
         return Canned(
             row=self.row((2, 7, 9, 4)),
-            right=("2 red 7 blue 9 green", "so ok 7 now then blue please 2 red ok ok now 9 qed green then"),
+            right=(right, "qed qed ok 9 green now thus ok let so so 2 red ok ok yes then now ok 7 blue so so gladly"),
             wrong=(
-                "2 red 7 blue 9 blue",
-                "2 red 7 blue",
-                "2 red 7 blue 9 green 9 green",
-                "so so so so so so so so 2 so so so red so so so 7 so blue so so so 9 so so so green so so so so",
+                right.replace("red", "blue"),
+                right.replace("2 red", "red 2"),
+                right.removesuffix(" now"),
+                f"{right} now",
+                "7 blue 2 red 9 green",
             ),
         )
 
@@ -122,11 +118,8 @@ class StyleTask(ProceduralTask):
 def _written(bins: Mapping[int, str], rng: random.Random) -> str:
     """The numbers with their bins as text, in a random order and style."""
     style = rng.choice(STYLES)
-
-    def free(least_most: tuple[int, int]) -> list[str]:
-        return rng.choices(style, k=rng.randint(*least_most))
-
-    words: list[str] = []
-    for number in rng.sample(list(bins), len(bins)):
-        words += [*free(_BEFORE), str(number), *free(_BETWEEN), bins[number], *free(_BEHIND)]
+    words = rng.choices(style, k=len(FORM))
+    for clause, number in enumerate(rng.sample(list(bins), len(bins))):
+        place = FORM.index("n", clause * len(_CLAUSE))
+        words[place : place + 2] = str(number), bins[number]
     return " ".join(words)

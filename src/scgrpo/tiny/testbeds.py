@@ -91,7 +91,7 @@ for _testbed in (
     Testbed(
         "style",
         "three decisions among much free text, in styles and orders that no demonstration settles",
-        Recipe((Subject(StyleTask(), skill=0.0),), steps=1000),
+        Recipe((Subject(StyleTask(), skill=0.1),), steps=800),
     ),
 ):
     register_testbed(_testbed)
