@@ -109,7 +109,8 @@ def test_recoveries_leave_the_demonstration_and_are_right(seed: int) -> None:
         row = task.row(rng.choice(task.problems()))
         demonstration = task.demonstration(row, rng)
         recovery = task.recovery(row, demonstration, rng)
-        assert recovery != demonstration
+        # A stray instruction may by chance lead to where the right one leads, and a stray step be the one shown.
+        assert recovery.count("undo") == MAX_UNDOS if task is UNDO else recovery != demonstration
         assert task.is_correct(recovery, row)
         assert len(recovery.split(" ")) < task.max_completion_length
     with pytest.raises(ConfigError, match="do not find back"):
