@@ -17,23 +17,23 @@ from scgrpo.tasks.style import STYLES, StyleTask, bin_of
 STYLE, UNDO = StyleTask(), CountdownUndoTask()
 
 
-RIGHT = "so ok yes 7 blue now then ok next so so 2 red ok ok yes then now ok 9 green so so now"
+RIGHT = "so ok 7 blue now then so so 2 red ok yes now ok 9 green so so"
 
 
 @pytest.mark.parametrize(
     ("completion", "first_error"),
     [
         (RIGHT, None),
-        ("qed so ok 9 green ok ok let so ok ok 7 blue ok ok ok ok ok ok 2 red ok ok gladly", None),
+        ("qed so 9 green ok let so ok 7 blue ok ok ok ok 2 red ok gladly", None),
         ("", 0),
-        (RIGHT.replace("blue", "red"), 4),
-        (RIGHT.replace("9", "8"), 19),  # not one of the numbers
-        (RIGHT.replace("9", "7"), 19),  # sorted already
-        (RIGHT.replace("2 red", "red 2"), 11),
-        (RIGHT.replace("yes 7", "7 yes"), 2),
-        (RIGHT.removesuffix(" now"), 23),
-        (f"{RIGHT} now", 24),  # one word too many
-        (RIGHT.replace("so 2 red", "<user> 2 red"), 10),
+        (RIGHT.replace("blue", "red"), 3),
+        (RIGHT.replace("9", "8"), 14),  # not one of the numbers
+        (RIGHT.replace("9", "7"), 14),  # sorted already
+        (RIGHT.replace("2 red", "red 2"), 8),
+        (RIGHT.replace("ok 7", "7 ok"), 1),
+        (RIGHT.removesuffix(" so"), 17),
+        (f"{RIGHT} so", 18),  # one word too many
+        (RIGHT.replace("so 2 red", "<user> 2 red"), 7),
     ],
 )
 def test_style(completion: str, first_error: int | None) -> None:

@@ -1,12 +1,12 @@
 """Style: sort three numbers into three bins, amid words that mean nothing.
 
     prompt      style 2 7 9 > 4
-    completion  so ok yes 7 blue now then ok next so so 2 red ok ok yes then now ok 9 green so so now
+    completion  so ok 7 blue now then so so 2 red ok yes now ok 9 green so so
 
 A number belongs into the bin (number + key) modulo 3, the key being the prompt's last number. Numbers may come in any
-order. Three free words stand before each number and three behind its bin, of three styles: which ones, the verifier
-does not care. Six words decide, eighteen do not, and no demonstration can tell which free word is next. The number of
-free words is fixed, as a decision could otherwise be put off for ever.
+order. Two free words stand before each number and two behind its bin, of three styles: which ones, the verifier does
+not care. Six words decide, twelve do not, and no demonstration can tell which free word is next. The number of free
+words is fixed, as a decision could otherwise be put off for ever.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STYLES: tuple[tuple[str, ...], ...] = (
 )
 _NUMBERS = tuple(str(number) for number in range(MAX_NUMBER + 1))
 # What stands where: free words (.), a number (n), its bin (b).
-_CLAUSE = "...nb..."
+_CLAUSE = "..nb.."
 FORM = _CLAUSE * NUM_NUMBERS
 # How often an attempt looks at the rule.
 _CARE = 0.5
@@ -101,15 +101,15 @@ class StyleTask(ProceduralTask):
         return _written(dict(zip(map(int, decisive[::2]), decisive[1::2], strict=True)), rng)
 
     def canned(self) -> Canned:
-        right = "so ok yes 7 blue now then ok next so so 2 red ok ok yes then now ok 9 green so so now"
+        right = "so ok 7 blue now then so so 2 red ok yes now ok 9 green so so"
         return Canned(
             row=self.row((2, 7, 9, 4)),
-            right=(right, "qed qed ok 9 green now thus ok let so so 2 red ok ok yes then now ok 7 blue so so gladly"),
+            right=(right, "qed ok 9 green now thus let so 2 red ok ok now ok 7 blue so gladly"),
             wrong=(
                 right.replace("red", "blue"),
                 right.replace("2 red", "red 2"),
-                right.removesuffix(" now"),
-                f"{right} now",
+                right.removesuffix(" so"),
+                f"{right} so",
                 "7 blue 2 red 9 green",
             ),
         )
