@@ -22,6 +22,10 @@ class TaskReward:
     Attributes:
         __name__: the task's name; TRL's metrics are called after it.
         last_verdicts: verdicts of the latest call, in order.
+        first_error: for each completion of the latest call the position of the token at which it became unsolvable;
+            None for a correct one, -1 where it is not known. Only where the task has a method
+            `first_errors(completions, rows)` that names words, and only for completions of one token per word (and
+            perhaps an end token). Searched for when it is read.
 
     Raises:
         VerifierError: three batches in a row in which nothing could be graded.
@@ -32,6 +36,8 @@ class TaskReward:
         self.__name__ = task.name
         self.last_verdicts: list[Verdict] = []
         self._ungraded_batches = 0
+        self._last: tuple[list[str], list[dict[str, Any]], Sequence[Sequence[int]] | None] = ([], [], None)
+        self._first_error: list[int | None] | None = None
 
     def __call__(
         self,
@@ -45,13 +51,29 @@ class TaskReward:
         **columns: Sequence[Any],
     ) -> list[float | None]:
         rows = [{"prompt": prompt} | {k: v[i] for k, v in columns.items()} for i, prompt in enumerate(prompts)]
-        verdicts = self.task.verify([completion_text(completion) for completion in completions], rows)
+        texts = [completion_text(completion) for completion in completions]
+        verdicts = self.task.verify(texts, rows)
+        self._last, self._first_error = (texts, rows, completion_ids), None
         self.last_verdicts = verdicts
         if log_metric is not None and verdicts:
             for status in (Status.ERROR, Status.TIMEOUT):
                 log_metric(f"verdicts/{status}_frac", sum(v.status is status for v in verdicts) / len(verdicts))
         self._refuse_to_go_on_blind()
         return [v.score if v.status is Status.GRADED else None for v in verdicts]
+
+    @property
+    def first_error(self) -> list[int | None]:
+        if not hasattr(self.task, "first_errors"):
+            raise AttributeError(f"Task {self.task.name!r} cannot tell where completions go wrong.")
+        if self._first_error is None:
+            texts, rows, ids = self._last
+            words = self.task.first_errors(texts, rows)
+            lengths = [0] * len(texts) if ids is None else [len(own) for own in ids]
+            self._first_error = [
+                word if word is None else _token_position(word, text, length)
+                for word, text, length in zip(words, texts, lengths, strict=True)
+            ]
+        return self._first_error
 
     def _refuse_to_go_on_blind(self) -> None:
         if any(v.status is Status.GRADED for v in self.last_verdicts):
@@ -70,6 +92,12 @@ class TaskReward:
 def reward_function(task: Task) -> TaskReward:
     """The reward function of a task, for `GRPOTrainer(reward_funcs=[reward_function(task)])`."""
     return TaskReward(task)
+
+
+def _token_position(word: int, text: str, num_tokens: int) -> int:
+    """The token that is this word of a completion of one token per word, perhaps with an end token; else -1."""
+    num_words = len(text.split(" ")) if text else 0
+    return word if word < num_tokens and num_tokens - num_words in (0, 1) else -1
 
 
 def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:

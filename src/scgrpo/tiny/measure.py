@@ -1,4 +1,4 @@
-"""Pass rates of a model on the tiny tasks: alone, with a correct demonstration, with a wrong one, with an attempt."""
+"""Pass rates of a model on a small task: alone, with a correct demonstration, with a wrong one, with an attempt."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def measure(model: Any, tokenizer: Any, task: ProceduralTask, *, num_samples: in
     others = [_other(task.rows("eval"), row, rng) for row in rows]
     prompts: dict[str, list[Messages]] = {
         "plain": [row["prompt"] for row in rows],
-        "verified": [conditioned(row, "verified", task.solution(row, rng)) for row in rows],
+        "verified": [conditioned(row, "verified", task.demonstration(row, rng)) for row in rows],
         "wrong": [
-            conditioned(row, "verified", task.solution(other, rng)) for row, other in zip(rows, others, strict=True)
+            conditioned(row, "verified", task.demonstration(other, rng))
+            for row, other in zip(rows, others, strict=True)
         ],
         "attempt": [conditioned(row, "attempt", task.attempt(row, rng)) for row in rows],
     }
@@ -54,7 +55,15 @@ def measure(model: Any, tokenizer: Any, task: ProceduralTask, *, num_samples: in
 
 
 def sample(model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: int, *, seed: int = 0) -> list[str]:
-    """One completion per prompt at temperature 1; the global random state is left as it was."""
+    """One completion per prompt at temperature 1, as text; the global random state is left as it was."""
+    ids = sample_ids(model, tokenizer, prompts, max_new_tokens, seed=seed)
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def sample_ids(
+    model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: int, *, seed: int = 0
+) -> list[list[int]]:
+    """The same as token ids, up to and with the end token."""
     import torch
 
     batch = tokenizer([prompt_text(messages) for messages in prompts], padding=True, return_tensors="pt")
@@ -71,8 +80,9 @@ def sample(model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: 
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-    prompt_length = batch["input_ids"].shape[1]
-    return tokenizer.batch_decode(output[:, prompt_length:], skip_special_tokens=True)
+    rows = output[:, batch["input_ids"].shape[1] :].tolist()
+    ends = (ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids) for ids in rows)
+    return [ids[:end] for ids, end in zip(rows, ends, strict=True)]
 
 
 def _other(rows: list[Row], row: Row, rng: random.Random) -> Row:
