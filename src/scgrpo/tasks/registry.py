@@ -17,6 +17,7 @@ TaskFactory = Callable[..., Task]
 _FACTORIES: dict[str, str | TaskFactory] = {
     "reach": "scgrpo.tasks.reach:ReachTask",
     "countdown": "scgrpo.tasks.countdown:CountdownTask",
+    "maze": "scgrpo.tasks.maze:MazeTask",
     "math": "scgrpo.tasks.math:MathTask",
     "gsm8k": "scgrpo.tasks.math:gsm8k",
     "dapo_math": "scgrpo.tasks.math:dapo_math",

@@ -7,6 +7,7 @@ from typing import Any
 
 from scgrpo.errors import VerifierError
 from scgrpo.tasks.base import Status, Task, Verdict
+from scgrpo.tasks.environment import EPISODE
 
 # After this many batches in a row without a single grade, the verifier is broken and not merely unlucky.
 _MAX_UNGRADED_BATCHES = 3
@@ -45,7 +46,10 @@ class TaskReward:
         **columns: Sequence[Any],
     ) -> list[float | None]:
         rows = [{"prompt": prompt} | {k: v[i] for k, v in columns.items()} for i, prompt in enumerate(prompts)]
-        verdicts = self.task.verify([completion_text(completion) for completion in completions], rows)
+        if EPISODE in columns:
+            verdicts = [episode.verdict for episode in columns[EPISODE]]
+        else:
+            verdicts = self.task.verify([completion_text(completion) for completion in completions], rows)
         self.last_verdicts = verdicts
         if log_metric is not None and verdicts:
             for status in (Status.ERROR, Status.TIMEOUT):
