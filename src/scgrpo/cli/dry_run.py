@@ -15,6 +15,8 @@ from scgrpo.errors import DataError
 from scgrpo.integrations.trl import SCGRPOConfig
 from scgrpo.tasks.base import Row, Task, Verdict
 from scgrpo.teacher.prompts import Prompt, get_template, teacher_prompt
+from scgrpo.tiny.base_models import PREFIX, parse_reference
+from scgrpo.tiny.testbeds import get_testbed
 
 
 def dry_run(parsed: Parsed, console: Console) -> int:
@@ -102,7 +104,10 @@ def _first_row(task: Task, console: Console) -> Row | None:
 def _tokenizer(parsed: Parsed, console: Console) -> Any:
     from transformers import AutoTokenizer
 
-    name = resolve_model(parsed.model.model_name_or_path)
+    given = parsed.model.model_name_or_path or ""
+    if given.startswith(PREFIX):  # known without training the model
+        return get_testbed(parse_reference(given)[0]).recipe.vocabulary.tokenizer()
+    name = resolve_model(given or None)
     try:
         return AutoTokenizer.from_pretrained(name, revision=parsed.model.model_revision)
     except (OSError, ValueError) as error:

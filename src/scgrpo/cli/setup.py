@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from scgrpo.cli.arguments import Parsed
 from scgrpo.errors import ConfigError
 from scgrpo.tasks import get_task
 from scgrpo.tasks.base import Row, Task
+from scgrpo.tiny.base_models import PREFIX, base_model, parse_reference
 
 _TASK_DATA_KEYS = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 
@@ -81,7 +83,8 @@ def import_callable(path: str) -> Callable[..., Any]:
 
 
 def resolve_model(name: str | None) -> str:
-    """A model id or path; `tiny` is the embedded one, `tiny-random` a random one made on the spot.
+    """A model id or path; `tiny` is the embedded one, `tiny-random` a random one made on the spot, and
+    `testbed:NAME:SEED` a testbed's base model, trained if it is not in the cache.
 
     Raises:
         ConfigError: no model given.
@@ -96,4 +99,6 @@ def resolve_model(name: str | None) -> str:
         from scgrpo.tiny.random_model import write_random_model
 
         return str(write_random_model(Path(tempfile.mkdtemp(prefix="scgrpo-random-"))))
+    if name.startswith(PREFIX):
+        return str(base_model(*parse_reference(name), progress=partial(print, file=sys.stderr)))
     return name

@@ -9,7 +9,7 @@ A step takes two of the numbers left and puts their result back. Results stay be
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations_with_replacement, permutations
 from typing import Any
@@ -58,6 +58,7 @@ class CountdownTask(ProceduralTask):
     """Three numbers from 1 to 9 in ascending order and any target they can make. Columns: `numbers`, `target`."""
 
     name = "countdown"
+    words = ("countdown", ">", "=", ";", *OPERATIONS, *(str(value) for value in range(MAX_VALUE + 1)))
     max_completion_length = _NUM_WORDS + 4
 
     def problems(self) -> list[Problem]:
@@ -95,6 +96,10 @@ class CountdownTask(ProceduralTask):
                 return False
             left.append(result)
         return left == [target]
+
+    def is_solvable(self, words: Sequence[str], row: Mapping[str, Any]) -> bool:
+        start = " ".join([*words, ""])
+        return any(f"{text} ".startswith(start) for text in _solutions(tuple(row["numbers"]))[row["target"]])
 
     def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
         """Right steps to a target of its own choice."""

@@ -10,7 +10,7 @@ trace is right and ends at the target is correct: most problems have hundreds.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -55,6 +55,7 @@ class ReachTask(ProceduralTask):
     """930 problems: every start with every other target. Columns: `start`, `target` (0 to 30)."""
 
     name = "reach"
+    words = ("reach", ">", *OPERATIONS, *(str(value) for value in range(MODULUS)))
     max_completion_length = 2 * MAX_STEPS + 2
 
     def problems(self) -> list[Problem]:
@@ -81,6 +82,19 @@ class ReachTask(ProceduralTask):
             if result != str(value):
                 return False
         return bool(value == target)
+
+    def is_solvable(self, words: Sequence[str], row: Mapping[str, Any]) -> bool:
+        value = row["start"]
+        for index, word in enumerate(words):
+            if index % 2:
+                if word != str(value):
+                    return False
+            elif word not in OPERATIONS:
+                return False
+            else:
+                value = OPERATIONS[word](value)
+        steps_left = MAX_STEPS - (len(words) + 1) // 2
+        return steps_left >= _distances(row["target"])[value]
 
     def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
         """A random program of two to six instructions with a right trace."""

@@ -1,4 +1,4 @@
-"""Pass rates of a model on the tiny tasks: alone, with a correct demonstration, with a wrong one, with an attempt."""
+"""Pass rates of a model on a small task: alone, with a correct demonstration, with a wrong one, with an attempt."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def measure(model: Any, tokenizer: Any, task: ProceduralTask, *, num_samples: in
     others = [_other(task.rows("eval"), row, rng) for row in rows]
     prompts: dict[str, list[Messages]] = {
         "plain": [row["prompt"] for row in rows],
-        "verified": [conditioned(row, "verified", task.solution(row, rng)) for row in rows],
+        "verified": [conditioned(row, "verified", task.demonstration(row, rng)) for row in rows],
         "wrong": [
-            conditioned(row, "verified", task.solution(other, rng)) for row, other in zip(rows, others, strict=True)
+            conditioned(row, "verified", task.demonstration(other, rng))
+            for row, other in zip(rows, others, strict=True)
         ],
         "attempt": [conditioned(row, "attempt", task.attempt(row, rng)) for row in rows],
     }

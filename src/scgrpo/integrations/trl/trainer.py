@@ -107,6 +107,7 @@ class SCGRPOTrainer(GRPOTrainer):
         self.credit_method = credit_method or args.credit_method()
         self.listeners: list[Callable[[ScoredBatch], None]] = []
         self._success = self._success_column()
+        self._blames = getattr(self.credit_method, "needs_first_error", False)  # else it is not searched for
         check_setup(self)
         policy = self.accelerator.unwrap_model(self.model)
         self._teacher = TeacherWeights(
@@ -144,7 +145,7 @@ class SCGRPOTrainer(GRPOTrainer):
         self._rollouts = Rollouts(
             *(inputs, prompts, completions, completion_ids_list, rewards),
             environments=getattr(self, "_batch_environments", None),
-            first_error=first_errors(self.reward_funcs[self._success], len(prompts)),
+            first_error=first_errors(self.reward_funcs[self._success], len(prompts)) if self._blames else None,
         )
         return rewards
 
