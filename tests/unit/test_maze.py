@@ -24,6 +24,10 @@ ROW = TASK.row((8, 16, 2, 1, 9, 13, 21, 24))
 WAY = "left down left down up right up up".split()
 
 
+def first_error(completion: Any, row: Mapping[str, Any] = ROW) -> int | None:
+    return TASK.first_errors([completion], [row])[0]
+
+
 def transcript(moves: list[str]) -> list[dict[str, Any]]:
     remaining = iter(moves)
     return scripted(Maze(ROW), lambda _: next(remaining))
@@ -80,10 +84,9 @@ def test_the_first_error_is_the_move_after_which_no_continuation_wins() -> None:
 
     checked = 0
     for row in TASK.rows("train", 60):
-        walk = actions(TASK.attempt(row, rng))
-        found = TASK.first_error(TASK.attempt(row, random.Random(1)), row)
-        assert found is None or 0 <= found < MAX_MOVES
-        error = TASK.first_error([{"role": "assistant", "content": move} for move in walk], row)
+        attempt = TASK.attempt(row, rng)
+        walk, error = actions(attempt), first_error(attempt, row)
+        assert error is None or 0 <= error < MAX_MOVES
         # With at most five moves left there are 1365 continuations.
         for taken in range(5, len(walk) + 1):
             alive = error is None or taken <= error
@@ -93,13 +96,13 @@ def test_the_first_error_is_the_move_after_which_no_continuation_wins() -> None:
 
 
 def test_first_errors_of_known_games() -> None:
-    assert TASK.first_error(transcript(WAY), ROW) is None
-    assert TASK.first_error(transcript(["down"]), ROW) == 0
-    assert TASK.first_error(transcript(["left", "up", "north"]), ROW) == 2
+    assert first_error(transcript(WAY)) is None
+    assert first_error(transcript(["down"])) == 0
+    assert first_error(transcript(["left", "up", "north"])) == 2
     # Eight moves are needed, ten allowed: one step aside and back is free, a third lost move is not.
-    assert TASK.first_error(transcript("up down left down left down up right up up".split()), ROW) is None
-    assert TASK.first_error(transcript("up up down left down left down up right up".split()), ROW) == 1
-    assert TASK.first_error("down", ROW) == 0
+    assert first_error(transcript("up down left down left down up right up up".split())) is None
+    assert first_error(transcript("up up down left down left down up right up".split())) == 1
+    assert first_error("down") == 0
 
 
 def test_transcripts_are_replayed() -> None:
@@ -139,15 +142,20 @@ def test_problems_and_generated_games() -> None:
     assert len(task.rows("eval", 900)) == 900
     assert not {row["problem_id"] for row in task.rows("eval", 900)} & {row["problem_id"] for row in train}
     rng = random.Random(0)
-    solved = 0
+    solved = recovered = 0
     for row in held_out:
         solution, attempt = task.solution(row, rng), task.attempt(row, rng)
         assert task.is_correct(solution, row)
-        assert task.first_error(solution, row) is None
+        assert first_error(solution, row) is None
         won = task.is_correct(attempt, row)
-        assert won == (task.first_error(attempt, row) is None)
+        assert won == (first_error(attempt, row) is None)
         solved += won
+        demonstration = task.demonstration(row, rng)
+        recovery = task.recovery(row, demonstration, rng)
+        assert task.is_correct(recovery, row)
+        recovered += recovery != demonstration
     assert 0 < solved < 100
+    assert recovered > 50
     lengths = {len(actions(task.solution(row, rng))) for row in held_out}
     assert {6, 7, 8, 9} <= lengths, "some stray and recover"
 

@@ -13,7 +13,7 @@ that is no move. Every way that wins is correct.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -34,6 +34,7 @@ CELLS = (*(str(cell) for cell in range(NUM_CELLS)), *(f"{cell}*" for cell in ran
 # Generated conversations: how often a move is random.
 _STRAY_PROBABILITY = 0.2
 _AIMLESS_PROBABILITY = 0.5
+_MAX_TRIES = 20
 _UNREACHABLE = 10**6
 
 
@@ -105,6 +106,8 @@ class MazeTask(EnvironmentTask, ProceduralTask):
     """4000 mazes whose shortest ways take five to eight moves. Columns: `start`, `key`, `goal`, `lava` (cells)."""
 
     name = "maze"
+    # The last two are what a transcript says in a demonstration.
+    words = ("maze", "key", "goal", "lava", *MOVES, *CELLS, "assistant:", "user:")
     max_turns = MAX_MOVES
     max_action_tokens = 4
     # Ten moves with their end tokens, and nine answers with the marks of two roles; one more than can be needed.
@@ -131,17 +134,16 @@ class MazeTask(EnvironmentTask, ProceduralTask):
     def is_correct(self, completion: Completion, row: Mapping[str, Any]) -> bool:
         return self.verify([completion], [row])[0].score == 1
 
-    def first_error(self, completion: Completion, row: Mapping[str, Any]) -> int | None:
-        """Number of the action after which no moves win within the limit any more; None if all can be won from."""
-        maze = Maze(row)
-        for number, action in enumerate(actions(completion)):
-            maze.step(action)
-            if not maze.winnable:
-                return number
-        return None
+    def is_solvable(self, words: Sequence[str], row: Mapping[str, Any]) -> bool:
+        maze, done = Maze(row), False
+        for move in words:
+            if done:  # nothing comes after the end
+                return False
+            done = maze.step(move).done
+        return maze.winnable
 
     def attempt(self, row: Mapping[str, Any], rng: random.Random) -> Completion:
-        """A walk every other move of which is random."""
+        """A walk of which every other move, on average, is random."""
         return _walk(row, rng, _AIMLESS_PROBABILITY)
 
     def solution(self, row: Mapping[str, Any], rng: random.Random) -> Completion:
@@ -150,6 +152,17 @@ class MazeTask(EnvironmentTask, ProceduralTask):
             walk = _walk(row, rng, _STRAY_PROBABILITY)
             if self.is_correct(walk, row):
                 return walk
+
+    def recovery(self, row: Mapping[str, Any], demonstration: Completion, rng: random.Random) -> Completion:
+        """A walk that follows the demonstration, strays, and returns to where it left it; the demonstration itself
+        where that leaves no moves to stray."""
+        if len(actions(demonstration)) > MAX_MOVES - 2:
+            return demonstration
+        for _ in range(_MAX_TRIES):
+            walk = _return_walk(row, actions(demonstration), rng)
+            if walk != demonstration and self.is_correct(walk, row):
+                return walk
+        return demonstration
 
     def canned(self) -> Canned:
         row = self.row((8, 16, 2, 1, 9, 13, 21, 24))
@@ -182,6 +195,28 @@ def _walk(row: Mapping[str, Any], rng: random.Random, stray_probability: float) 
         closer = [move for move in MOVES if _moves_after(row, maze, move) < left]
         strays = rng.random() < stray_probability
         return rng.choice(tuple(MOVES) if strays else closer)
+
+    return scripted(maze, player)
+
+
+def _return_walk(row: Mapping[str, Any], moves: Sequence[str], rng: random.Random) -> Completion:
+    """A conversation of a player who repeats given moves, sometimes makes a random one, and then heads for the cell
+    that the given move would have led to."""
+    maze, lava = Maze(row), tuple(row["lava"])
+    path = [row["start"]]
+    for move in moves:
+        path.append(moved(path[-1], move))
+    done = 0
+
+    def player(_: str | None) -> str:
+        nonlocal done
+        if maze.cell == path[done + 1]:  # where the last move was meant to lead
+            done += 1
+        aim = _distances(path[done + 1], lava)
+        closer = [move for move in MOVES if aim.get(moved(maze.cell, move), _UNREACHABLE) < aim[maze.cell]]
+        if maze.cell == path[done]:
+            closer = [moves[done]]
+        return rng.choice(tuple(MOVES) if rng.random() < _STRAY_PROBABILITY else closer)
 
     return scripted(maze, player)
 

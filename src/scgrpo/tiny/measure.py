@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scgrpo.evaluation.episodes import Chat, play
 from scgrpo.tasks.base import Row
+from scgrpo.tasks.environment import EnvironmentTask
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tiny.documents import conditioned
 from scgrpo.tiny.vocabulary import prompt_text
@@ -48,7 +51,11 @@ def measure(model: Any, tokenizer: Any, task: ProceduralTask, *, num_samples: in
     }
     rates = {}
     for name, messages in prompts.items():
-        completions = sample(model, tokenizer, messages, task.max_completion_length, seed=seed)
+        completions: Sequence[Any]
+        if isinstance(task, EnvironmentTask):
+            completions = converse(model, tokenizer, task, rows, messages, task.max_completion_length, seed=seed)
+        else:
+            completions = sample(model, tokenizer, messages, task.max_completion_length, seed=seed)
         verdicts = task.verify(completions, rows)
         rates[name] = sum(verdict.score for verdict in verdicts) / len(verdicts)
     return PassRates(**rates, num_samples=len(rows))
@@ -64,16 +71,48 @@ def sample(model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: 
         output = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            generation_config=_at_temperature_one(tokenizer, max_new_tokens),
         )
     prompt_length = batch["input_ids"].shape[1]
     return tokenizer.batch_decode(output[:, prompt_length:], skip_special_tokens=True)
+
+
+def converse(
+    model: Any,
+    tokenizer: Any,
+    task: EnvironmentTask,
+    rows: Sequence[Row],
+    prompts: list[Messages],
+    max_tokens: int,
+    *,
+    seed: int = 0,
+) -> list[Messages]:
+    """One transcript per prompt at temperature 1, in the environments of the rows; else as `sample`."""
+    import torch
+
+    from scgrpo.evaluation.turns import Turns
+
+    chat = Chat(tokenizer, {tokenizer.eos_token_id})
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        turns = Turns(model, _at_temperature_one(tokenizer, max_tokens), len(rows))
+        _, episodes = play(task, rows, prompts, chat, turns, max_tokens)
+    return [episode.messages for episode in episodes]
+
+
+def _at_temperature_one(tokenizer: Any, max_new_tokens: int) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def _other(rows: list[Row], row: Row, rng: random.Random) -> Row:

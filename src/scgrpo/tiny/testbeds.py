@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from scgrpo.errors import ConfigError
 from scgrpo.tasks.countdown import CountdownTask
+from scgrpo.tasks.maze import MazeTask
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tasks.reach import ReachTask
 from scgrpo.tiny.recipe import Recipe, Subject
@@ -77,5 +78,12 @@ register_testbed(
         "countdown",
         "three numbers into a target; a wrong first step is fatal, the rest is arithmetic",
         Recipe((Subject(CountdownTask(), skill=0.65),), steps=1200),
+    )
+)
+register_testbed(
+    Testbed(
+        "maze",
+        "a game of many turns; lava is fatal at once, a wrong way is until the moves run out",
+        Recipe((Subject(MazeTask(), skill=0.4),), steps=1200, recover=0.3),
     )
 )
