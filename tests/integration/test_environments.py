@@ -35,7 +35,7 @@ def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(model: Path, out: Path, *extra: str) -> RunDirectory:
-    command = ["train", "--config", "maze", "--model_name_or_path", str(model), "--output_dir", str(out)]
+    command = ["train", "--config", "testbed-maze", "--model_name_or_path", str(model), "--output_dir", str(out)]
     assert main([*command, *FAST, *SMALL, "--max_steps", "2", *extra]) == 0
     return RunDirectory.open(out)
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_played(walker: Path, tmp_path: Path) -> None:
 
 
 def test_the_dry_run_shows_transcripts(capsys: pytest.CaptureFixture) -> None:
-    assert main(["train", "--config", "maze", "--dry-run"]) == 0
+    assert main(["train", "--config", "testbed-maze", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "verified assistant: left" in " ".join(shown.split())
     assert "BAD" not in shown

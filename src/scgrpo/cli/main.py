@@ -1,4 +1,4 @@
-"""`scgrpo train | eval | report | tiny`. Heavy imports happen inside the command that needs them."""
+"""`scgrpo train | eval | report | tiny | testbed`. Heavy imports happen inside the command that needs them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,18 @@ def _tiny(argv: Sequence[str]) -> int:
     return tiny_command(argv)
 
 
+def _testbed(argv: Sequence[str]) -> int:
+    from scgrpo.cli.testbed import testbed_command
+
+    return testbed_command(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a model: --config RECIPE [any GRPOConfig or SCGRPOConfig flag] [--dry-run]"),
     "eval": (_eval, "evaluate a model on a task: Avg@k and Pass@k with intervals"),
     "report": (_report, "write the HTML page (or --png curves) of a run"),
     "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
+    "testbed": (_testbed, "tasks with a known first error and fresh base models: `testbed list | build | show`"),
 }
 
 

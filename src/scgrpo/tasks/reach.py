@@ -51,6 +51,11 @@ def _distances(target: int) -> dict[int, int]:
     return distances
 
 
+def _closer(value: int, distances: Mapping[int, int]) -> list[str]:
+    """Instructions that lead nearer to the target."""
+    return [name for name in OPERATIONS if distances[OPERATIONS[name](value)] < distances[value]]
+
+
 class ReachTask(ProceduralTask):
     """930 problems: every start with every other target. Columns: `start`, `target` (0 to 30)."""
 
@@ -111,11 +116,33 @@ class ReachTask(ProceduralTask):
             words: list[str] = []
             value = row["start"]
             while value != target and len(words) < 2 * _MAX_SOLUTION_STEPS:
-                closer = [name for name in OPERATIONS if distances[OPERATIONS[name](value)] < distances[value]]
+                closer = _closer(value, distances)
                 strays = rng.random() < _STRAY_PROBABILITY
                 value = _append(words, rng.choice(tuple(OPERATIONS) if strays else closer), value)
             if value == target:
                 return " ".join(words)
+
+    def recovery(self, row: Mapping[str, Any], demonstration: str, rng: random.Random) -> str:
+        """The demonstration with one other instruction somewhere, and the shortest way back to its further course."""
+        words = demonstration.split(" ")
+        path = [row["start"], *map(int, words[1::2])]
+        while True:
+            stray_at = rng.randrange(len(path) - 1)
+            kept = words[: 2 * stray_at]
+            value = _append(
+                kept, rng.choice([name for name in OPERATIONS if name != words[2 * stray_at]]), path[stray_at]
+            )
+            ways = [
+                (_distances(path[back])[value], back)
+                for back in range(stray_at, len(path))
+                if stray_at + 1 + _distances(path[back])[value] + len(path) - 1 - back <= MAX_STEPS
+            ]
+            if ways:
+                _, back = min(ways, key=lambda way: (way[0], -way[1]))
+                distances = _distances(path[back])
+                while value != path[back]:
+                    value = _append(kept, rng.choice(_closer(value, distances)), value)
+                return " ".join([*kept, *words[2 * back :]])
 
     def canned(self) -> Canned:
         return Canned(

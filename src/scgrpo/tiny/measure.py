@@ -9,7 +9,7 @@ from typing import Any
 
 from scgrpo.evaluation.episodes import Chat, play
 from scgrpo.tasks.base import Row
-from scgrpo.tasks.environment import EnvironmentTask
+from scgrpo.tasks.environment import EnvironmentTask, Episode
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tiny.documents import conditioned
 from scgrpo.tiny.vocabulary import prompt_text
@@ -51,18 +51,26 @@ def measure(model: Any, tokenizer: Any, task: ProceduralTask, *, num_samples: in
     }
     rates = {}
     for name, messages in prompts.items():
-        completions: Sequence[Any]
         if isinstance(task, EnvironmentTask):
-            completions = converse(model, tokenizer, task, rows, messages, task.max_completion_length, seed=seed)
+            episodes = converse(model, tokenizer, task, rows, messages, task.max_completion_length, seed=seed)
+            verdicts = [episode.verdict for episode in episodes]
         else:
             completions = sample(model, tokenizer, messages, task.max_completion_length, seed=seed)
-        verdicts = task.verify(completions, rows)
+            verdicts = task.verify(completions, rows)
         rates[name] = sum(verdict.score for verdict in verdicts) / len(verdicts)
     return PassRates(**rates, num_samples=len(rows))
 
 
 def sample(model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: int, *, seed: int = 0) -> list[str]:
-    """One completion per prompt at temperature 1; the global random state is left as it was."""
+    """One completion per prompt at temperature 1, as text; the global random state is left as it was."""
+    ids = sample_ids(model, tokenizer, prompts, max_new_tokens, seed=seed)
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def sample_ids(
+    model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: int, *, seed: int = 0
+) -> list[list[int]]:
+    """The same as token ids, up to and with the end token."""
     import torch
 
     batch = tokenizer([prompt_text(messages) for messages in prompts], padding=True, return_tensors="pt")
@@ -73,8 +81,9 @@ def sample(model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: 
             attention_mask=batch["attention_mask"],
             generation_config=_at_temperature_one(tokenizer, max_new_tokens),
         )
-    prompt_length = batch["input_ids"].shape[1]
-    return tokenizer.batch_decode(output[:, prompt_length:], skip_special_tokens=True)
+    rows = output[:, batch["input_ids"].shape[1] :].tolist()
+    ends = (ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids) for ids in rows)
+    return [ids[:end] for ids, end in zip(rows, ends, strict=True)]
 
 
 def converse(
@@ -86,8 +95,8 @@ def converse(
     max_tokens: int,
     *,
     seed: int = 0,
-) -> list[Messages]:
-    """One transcript per prompt at temperature 1, in the environments of the rows; else as `sample`."""
+) -> list[Episode]:
+    """One conversation per prompt at temperature 1, in the environments of the rows; else as `sample`."""
     import torch
 
     from scgrpo.evaluation.turns import Turns
@@ -96,8 +105,7 @@ def converse(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         turns = Turns(model, _at_temperature_one(tokenizer, max_tokens), len(rows))
-        _, episodes = play(task, rows, prompts, chat, turns, max_tokens)
-    return [episode.messages for episode in episodes]
+        return play(task, rows, prompts, chat, turns, max_tokens)[1]
 
 
 def _at_temperature_one(tokenizer: Any, max_new_tokens: int) -> Any:

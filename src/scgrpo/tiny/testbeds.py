@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from scgrpo.errors import ConfigError
 from scgrpo.tasks.countdown import CountdownTask
+from scgrpo.tasks.countdown_undo import CountdownUndoTask
 from scgrpo.tasks.maze import MazeTask
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tasks.reach import ReachTask
+from scgrpo.tasks.style import StyleTask
 from scgrpo.tiny.recipe import Recipe, Subject
 
 
@@ -66,24 +68,36 @@ def get_testbed(name: str) -> Testbed:
     return TESTBEDS[name]
 
 
-register_testbed(
+for _testbed in (
     Testbed(
         "reach",
-        "programs from one number to another; many solutions, and a wrong turn can be made good until steps run out",
-        Recipe((Subject(ReachTask(), skill=0.5),), steps=1200),
-    )
-)
-register_testbed(
+        "programs from one number to another: many solutions, and a wrong turn can be made good until steps run out",
+        Recipe((Subject(ReachTask(), skill=0.45),), steps=1200),
+    ),
+    Testbed(
+        "reach-recover",
+        "the same, and the base has seen how one finds back to a demonstration",
+        Recipe((Subject(ReachTask(), skill=0.45),), steps=1200, recover=0.5),
+    ),
     Testbed(
         "countdown",
-        "three numbers into a target; a wrong first step is fatal, the rest is arithmetic",
+        "three numbers into a target: a wrong first step is fatal, what follows is arithmetic",
         Recipe((Subject(CountdownTask(), skill=0.65),), steps=1200),
-    )
-)
-register_testbed(
+    ),
+    Testbed(
+        "countdown-undo",
+        "the same with an `undo`: a wrong step is made good by taking it back, which the base has seen",
+        Recipe((Subject(CountdownUndoTask(), skill=0.65),), steps=1200, recover=0.3),
+    ),
+    Testbed(
+        "style",
+        "three decisions among much free text, in styles and orders that no demonstration settles",
+        Recipe((Subject(StyleTask(), skill=0.0),), steps=1000),
+    ),
     Testbed(
         "maze",
-        "a game of many turns; lava is fatal at once, a wrong way is until the moves run out",
-        Recipe((Subject(MazeTask(), skill=0.4),), steps=1200, recover=0.3),
-    )
-)
+        "a game of many turns: lava is fatal at once, a wrong way only when the moves run out",
+        Recipe((Subject(MazeTask(), skill=0.4),), steps=400, recover=0.3),
+    ),
+):
+    register_testbed(_testbed)
