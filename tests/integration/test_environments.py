@@ -19,7 +19,18 @@ from scgrpo.tasks.maze import MOVES, MazeTask
 from scgrpo.tiny.build import build
 from scgrpo.tiny.testbeds import get_testbed
 
-FAST = ["--eval_problems", "4", "--eval_k", "2", "--eval_every", "0", "--max_train_rows", "64", "--rollouts_every", "1"]
+FAST = [
+    "--eval_problems",
+    "4",
+    "--eval_k",
+    "2",
+    "--eval_every",
+    "0",
+    "--max_train_rows",
+    "64",
+    "--rollouts_every",
+    "1",
+]
 SMALL = ["--per_device_train_batch_size", "32", "--num_generations", "4", "--compare_with", "none"]
 
 
@@ -74,7 +85,12 @@ def test_a_resumed_run_plays_on(walker: Path, tmp_path: Path) -> None:
     parts = train(walker, tmp_path / "parts", *save, "--resume_from_checkpoint", "last")
     for step in (0, 1):
         for a, b in zip(whole.rollouts(step), parts.rollouts(step), strict=True):
-            assert (a.token_ids, a.mask, a.rewards, a.credit_weights) == (b.token_ids, b.mask, b.rewards, b.credit_weights)
+            assert (a.token_ids, a.mask, a.rewards, a.credit_weights) == (
+                b.token_ids,
+                b.mask,
+                b.rewards,
+                b.credit_weights,
+            )
     weights = [(run.model_dir / "model.safetensors").read_bytes() for run in (whole, parts)]
     assert weights[0] == weights[1]
 

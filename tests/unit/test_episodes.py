@@ -19,7 +19,8 @@ from scgrpo.tasks.environment import EnvironmentTask, Episode, Step
 EOS = 2
 TEMPLATE = (
     "<bos>{% for m in messages %} <{{ m['role'] }}> {{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %} <eos>{% endif %}{% endfor %}{% if add_generation_prompt %} <assistant>{% endif %}"
+    "{% if m['role'] == 'assistant' %} <eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} <assistant>{% endif %}"
 )
 
 

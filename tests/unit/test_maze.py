@@ -21,22 +21,22 @@ TASK = MazeTask()
 # 15  K 17 18 19
 # 20  L 22 23  L
 ROW = TASK.row((8, 16, 2, 1, 9, 13, 21, 24))
-WAY = "left down left down up right up up".split()
+WAY = "left down left down up right up up"
 
 
 def first_error(completion: Any, row: Mapping[str, Any] = ROW) -> int | None:
     return TASK.first_errors([completion], [row])[0]
 
 
-def transcript(moves: list[str]) -> list[dict[str, Any]]:
-    remaining = iter(moves)
+def transcript(moves: str) -> list[dict[str, Any]]:
+    remaining = iter(moves.split(" "))
     return scripted(Maze(ROW), lambda _: next(remaining))
 
 
 def test_a_game_step_by_step() -> None:
     maze = Maze(ROW)
-    answers = [maze.step(move) for move in WAY]
-    assert answers == [Step(cell) for cell in "7 12 11 16* 11* 12* 7*".split()] + [Step("2*", done=True)]
+    answers = [maze.step(move) for move in WAY.split(" ")]
+    assert answers == [Step(cell) for cell in ("7", "12", "11", "16*", "11*", "12*", "7*")] + [Step("2*", done=True)]
     assert maze.verdict().score == 1
 
 
@@ -97,11 +97,11 @@ def test_the_first_error_is_the_move_after_which_no_continuation_wins() -> None:
 
 def test_first_errors_of_known_games() -> None:
     assert first_error(transcript(WAY)) is None
-    assert first_error(transcript(["down"])) == 0
-    assert first_error(transcript(["left", "up", "north"])) == 2
+    assert first_error(transcript("down")) == 0
+    assert first_error(transcript("left up north")) == 2
     # Eight moves are needed, ten allowed: one step aside and back is free, a third lost move is not.
-    assert first_error(transcript("up down left down left down up right up up".split())) is None
-    assert first_error(transcript("up up down left down left down up right up".split())) == 1
+    assert first_error(transcript("up down left down left down up right up up")) is None
+    assert first_error(transcript("up up down left down left down up right up")) == 1
     assert first_error("down") == 0
 
 
@@ -164,3 +164,50 @@ def test_the_canned_games() -> None:
     canned = TASK.canned()
     for wanted, completions in ((1, canned.right), (0, canned.wrong)):
         assert {v.score for v in TASK.verify(completions, [canned.row] * len(completions))} == {wanted}
+
+
+def test_documents_are_tokenized_as_the_sampler_does() -> None:
+    """Model's words and observations stand where a rollout has them, and only the former are labels."""
+    from scgrpo.evaluation.episodes import Chat, play
+    from scgrpo.tiny.documents import Document, conditioned
+    from scgrpo.tiny.testbeds import get_testbed
+    from scgrpo.tiny.train import tensors
+
+    vocabulary = get_testbed("maze").recipe.vocabulary
+    tokenizer, eos = vocabulary.tokenizer(), vocabulary.ids["<eos>"]
+    solution = TASK.solution(ROW, random.Random(4))
+    moves = iter(actions(solution))
+    prompt = conditioned(ROW, "verified", transcript(WAY))
+    (prompt_ids,), (episode,) = play(
+        TASK, [ROW], [prompt], Chat(tokenizer, {eos}), lambda *_: [[vocabulary.ids[next(moves)], eos]], 48
+    )
+    assert episode.messages == solution
+    ids, labels = tensors([Document(prompt, solution)], vocabulary)
+    assert ids[0].tolist() == [*prompt_ids, *episode.completion_ids]
+    expected = [token if own else -100 for token, own in zip(episode.completion_ids, episode.mask, strict=True)]
+    assert labels[0].tolist() == [-100] * len(prompt_ids) + expected
+    assert vocabulary.ids["<unk>"] not in ids
+
+
+def test_documents_show_demonstrations_as_the_trainer_does() -> None:
+    from scgrpo.teacher.prompts import DemonstrationFormatter, control_tokens, get_template, teacher_prompt
+    from scgrpo.tiny.documents import conditioned
+    from scgrpo.tiny.testbeds import get_testbed
+    from scgrpo.tiny.vocabulary import prompt_text
+
+    tokenizer = get_testbed("maze").recipe.vocabulary.tokenizer()
+    formatter = DemonstrationFormatter(
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        decode=tokenizer.decode,
+        max_tokens=TASK.max_completion_length,
+        special_tokens=control_tokens(tokenizer),
+    )
+    longest = transcript("up down left down left down up right up up")
+    for kind in ("verified", "attempt"):
+        demonstration = formatter(longest)
+        assert not demonstration.truncated
+        shown = teacher_prompt(
+            ROW["prompt"], demonstration.text, get_template(TASK.template), verified=kind == "verified"
+        )
+        text = tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
+        assert tokenizer(text)["input_ids"] == tokenizer(prompt_text(conditioned(ROW, kind, longest)))["input_ids"]

@@ -79,7 +79,9 @@ class ProceduralTask(Task):
 
     def words_of(self, completion: Any) -> list[str]:
         """What a completion consists of: words; for a task that is an `EnvironmentTask` too, the actions."""
-        return actions(completion) if isinstance(self, EnvironmentTask) else completion.split(" ") if completion else []
+        return (
+            actions(completion) if isinstance(self, EnvironmentTask) else completion.split(" ") if completion else []
+        )
 
     def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> Any:
         """What a document shows as a verified demonstration: a correct solution."""

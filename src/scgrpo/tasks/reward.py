@@ -17,8 +17,9 @@ class TaskReward:
     """A task's scores as rewards; a completion without a verdict gets None, which TRL leaves out of its group.
 
     Call it as TRL does: `reward(prompts=..., completions=..., **columns)`, with one value per completion in every
-    column. Completions are strings or lists of messages, of which the last assistant message is graded; rollouts in an
-    environment bring their verdicts along, in the column `episode`. The shares of verdicts that are errors and timeouts are logged as `verdicts/error_frac` and `verdicts/timeout_frac`.
+    column. Completions are strings or lists of messages, of which the last assistant message is graded; rollouts in
+    an environment bring their verdicts along, in the column `episode`. The shares of verdicts that are errors and
+    timeouts are logged as `verdicts/error_frac` and `verdicts/timeout_frac`.
 
     Attributes:
         __name__: the task's name; TRL's metrics are called after it.

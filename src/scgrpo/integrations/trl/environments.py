@@ -58,9 +58,7 @@ class EnvironmentRollouts:
         )
         with unwrapped as model, torch.no_grad():
             turns = Turns(model, trainer.generation_config, len(rows))
-            prompt_ids, episodes = play(
-                self.task, rows, prompts, self._chat, turns, trainer.max_completion_length
-            )
+            prompt_ids, episodes = play(self.task, rows, prompts, self._chat, turns, trainer.max_completion_length)
         return {
             "prompt_ids": prompt_ids,
             "completion_ids": [episode.completion_ids for episode in episodes],
