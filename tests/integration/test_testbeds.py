@@ -17,6 +17,7 @@ from scgrpo.tiny import base_models
 from scgrpo.tiny.base_models import base_model, cache_folder, parse_reference, recipe_key
 from scgrpo.tiny.documents import Documents
 from scgrpo.tiny.testbeds import TESTBEDS, Testbed, get_testbed, register_testbed
+from scgrpo.tiny.vocabulary import completion_words
 
 each_testbed = pytest.mark.parametrize("testbed", TESTBEDS.values(), ids=lambda testbed: testbed.name)
 
@@ -112,8 +113,9 @@ def test_documents_are_in_the_vocabulary_and_fit_the_context(testbed: Testbed) -
     for index in range(60):
         for document in stream.batch(8, schooling=index % 2 == 0):
             words = sum(len(message["content"].split(" ")) for message in document.messages)
-            assert words + len(document.completion.split(" ")) < recipe.shape.context_length - 10
-            vocabulary.encode(document.completion)
+            completion = [word for word, _ in completion_words(document.completion)]
+            assert words + len(completion) < recipe.shape.context_length - 10
+            vocabulary.encode(" ".join(completion))
             for message in document.messages:
                 vocabulary.encode(message["content"])
             assert document.messages[-1]["content"] not in held_out

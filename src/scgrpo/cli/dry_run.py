@@ -14,7 +14,7 @@ from scgrpo.cli.setup import make_task, resolve_model
 from scgrpo.errors import DataError
 from scgrpo.integrations.trl import SCGRPOConfig
 from scgrpo.tasks.base import Row, Task, Verdict
-from scgrpo.teacher.prompts import Prompt, get_template, teacher_prompt
+from scgrpo.teacher.prompts import Prompt, get_template, teacher_prompt, transcript
 from scgrpo.tiny.base_models import PREFIX, parse_reference
 from scgrpo.tiny.testbeds import get_testbed
 
@@ -69,7 +69,7 @@ def _rollout_plan(parsed: Parsed) -> str:
 
 def _show_prompts(parsed: Parsed, task: Task, console: Console) -> None:
     canned, first = task.canned(), _first_row(task, console)
-    row, demonstration = canned.row, canned.right[0]
+    row, demonstration = canned.row, transcript(canned.right[0])
     template = get_template(parsed.trainer.teacher_template)
     prompts: dict[str, Prompt] = {
         **({} if first is None else {"first training row": first["prompt"]}),

@@ -16,9 +16,11 @@ from scgrpo.cli.progress import ProgressDisplay
 from scgrpo.cli.setup import Problem, resolve_model
 from scgrpo.evaluation import EvalResult, evaluate
 from scgrpo.integrations.trl import SCGRPOTrainer
+from scgrpo.integrations.trl.environments import EnvironmentRollouts
 from scgrpo.integrations.trl.presets import label
 from scgrpo.integrations.trl.recorder import RunRecorder
 from scgrpo.runs import OnExists, RunDirectory
+from scgrpo.tasks.environment import EnvironmentTask
 
 # An evaluation as `evals.jsonl` has it.
 Record = dict[str, Any]
@@ -97,6 +99,7 @@ class Run:
         from trl import get_peft_config, get_quantization_config
 
         model, args, settings = self.parsed.model, self.parsed.trainer, self.parsed.run
+        task = self.problem.task
         args.model_init_kwargs = {
             "revision": model.model_revision,
             "attn_implementation": model.attn_implementation,
@@ -110,6 +113,7 @@ class Run:
             train_dataset=Dataset.from_list(self.problem.train_rows),
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
+            rollout_func=EnvironmentRollouts(task) if isinstance(task, EnvironmentTask) else None,
         )
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from scgrpo.errors import ConfigError, DataError, ShapeError
 from scgrpo.tasks.base import Row, Split, Task, Verdict
+from scgrpo.tasks.environment import EnvironmentTask, actions
 
 # What identifies a problem; two rows with the same key are the same problem.
 Problem = tuple[int, ...]
@@ -19,6 +20,8 @@ EvalPart = Literal["all", "tune", "final"]
 
 class ProceduralTask(Task):
     """A task over a finite list of problems with several correct solutions each.
+
+    Completions are text. In a task that is an `EnvironmentTask` too, they are transcripts, and actions are its words.
 
     A quarter of the problems is held out, by a hash of the problem itself: no problem is in both splits, and the
     split depends on no seed. `rows("train", n)` repeats the problems in a new order as often as `n` asks for;
@@ -59,30 +62,36 @@ class ProceduralTask(Task):
         """The row of one problem."""
 
     @abstractmethod
-    def is_correct(self, completion: str, row: Mapping[str, Any]) -> bool:
+    def is_correct(self, completion: Any, row: Mapping[str, Any]) -> bool:
         """Whether the completion, word by word, is a correct solution."""
 
     @abstractmethod
-    def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
+    def attempt(self, row: Mapping[str, Any], rng: random.Random) -> Any:
         """A well-formed solution made without looking at the target: usually wrong."""
 
     @abstractmethod
-    def solution(self, row: Mapping[str, Any], rng: random.Random) -> str:
+    def solution(self, row: Mapping[str, Any], rng: random.Random) -> Any:
         """One of the correct solutions, drawn at random."""
 
     @abstractmethod
     def is_solvable(self, words: Sequence[str], row: Mapping[str, Any]) -> bool:
         """Whether some correct completion starts with these words (exact). True of the words of a correct one."""
 
-    def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> str:
+    def words_of(self, completion: Any) -> list[str]:
+        """What a completion consists of: words; for a task that is an `EnvironmentTask` too, the actions."""
+        return (
+            actions(completion) if isinstance(self, EnvironmentTask) else completion.split(" ") if completion else []
+        )
+
+    def demonstration(self, row: Mapping[str, Any], rng: random.Random) -> Any:
         """What a document shows as a verified demonstration: a correct solution."""
         return self.solution(row, rng)
 
-    def followed(self, demonstration: str, rng: random.Random) -> str:
+    def followed(self, demonstration: Any, rng: random.Random) -> Any:
         """What a document's completion makes of a verified demonstration: it repeats it."""
         return demonstration
 
-    def recovery(self, row: Mapping[str, Any], demonstration: str, rng: random.Random) -> str:
+    def recovery(self, row: Mapping[str, Any], demonstration: Any, rng: random.Random) -> Any:
         """A correct completion that strays from the demonstration and finds back to it.
 
         Raises:
@@ -90,7 +99,7 @@ class ProceduralTask(Task):
         """
         raise ConfigError(f"Solutions of {self.name!r} do not find back.", "Set the recipe's recover to 0.")
 
-    def first_errors(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    def first_errors(self, completions: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[int | None]:
         """Index of the word at which each completion became unsolvable; None for correct ones.
 
         Exact: a correct completion starts with the words before it, and none with it, too. The number of words, if
@@ -98,10 +107,10 @@ class ProceduralTask(Task):
         """
         return [self._first_error(completion, row) for completion, row in zip(completions, rows, strict=True)]
 
-    def _first_error(self, completion: str, row: Mapping[str, Any]) -> int | None:
+    def _first_error(self, completion: Any, row: Mapping[str, Any]) -> int | None:
         if self.is_correct(completion, row):
             return None
-        words = completion.split(" ") if completion else []
+        words = self.words_of(completion)
         # What cannot be saved after some word cannot be saved later.
         return bisect_left(range(len(words)), True, key=lambda last: not self.is_solvable(words[: last + 1], row))
 
@@ -138,7 +147,7 @@ class ProceduralTask(Task):
     def _hash(self, problem: Problem) -> bytes:
         return hashlib.sha256(" ".join([self.name, *map(str, problem)]).encode()).digest()
 
-    def verify(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    def verify(self, completions: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """1 for a correct completion, 0 for any other.
 
         Raises:

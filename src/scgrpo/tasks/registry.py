@@ -19,6 +19,7 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "countdown": "scgrpo.tasks.countdown:CountdownTask",
     "countdown-undo": "scgrpo.tasks.countdown_undo:CountdownUndoTask",
     "style": "scgrpo.tasks.style:StyleTask",
+    "maze": "scgrpo.tasks.maze:MazeTask",
     "math": "scgrpo.tasks.math:MathTask",
     "gsm8k": "scgrpo.tasks.math:gsm8k",
     "dapo_math": "scgrpo.tasks.math:dapo_math",

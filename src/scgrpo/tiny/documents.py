@@ -22,21 +22,23 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from scgrpo.tasks.base import Row
+from scgrpo.tasks.base import Completion, Row
+from scgrpo.teacher.prompts import transcript
 from scgrpo.tiny.recipe import Kind, Recipe
 
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt (chat messages) and the completion that the loss is taken on."""
+    """A prompt (chat messages) and the completion: text, or the transcript of a conversation."""
 
     messages: list[dict[str, str]]
-    completion: str
+    completion: Completion
 
 
-def conditioned(row: Row, kind: Kind, demonstration: str) -> list[dict[str, str]]:
-    """The prompt of a row with a demonstration, as the `tiny` teacher template builds it."""
-    return [{"role": "system", "content": f"{kind} {demonstration}"}, *row["prompt"]]
+def conditioned(row: Row, kind: Kind, demonstration: Completion) -> list[dict[str, str]]:
+    """The prompt of a row with a demonstration, as the `tiny` teacher template builds it, on one line."""
+    shown = " ".join(transcript(demonstration).split())
+    return [{"role": "system", "content": f"{kind} {shown}"}, *row["prompt"]]
 
 
 class Documents:

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
-from scgrpo.tasks.base import Row
+from scgrpo.tasks.base import Completion, Row
+from scgrpo.tasks.environment import EnvironmentTask
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.teacher.hidden import CompletionStates
 from scgrpo.teacher.models import output_head
+from scgrpo.teacher.prompts import transcript
 from scgrpo.teacher.scoring import ConditionedPass, Pairs
 from scgrpo.tiny.documents import conditioned
-from scgrpo.tiny.measure import PassRates, measure, sample_ids
+from scgrpo.tiny.measure import PassRates, converse, measure, sample_ids
 from scgrpo.tiny.vocabulary import prompt_text
 
 GROUP_SIZE = 8
@@ -33,7 +35,7 @@ class Statistics:
         pass_at_1, pass_at_8: share of correct rollouts; of groups with a correct one.
         mixed_frac: share of groups with both correct and wrong rollouts.
         pass_rates: alone and with demonstrations, see `PassRates`.
-        mean_tokens: completion length, the end token included.
+        mean_tokens: completion length, end tokens included, observations not.
         distinct_solutions: mean number of different ones among 64 drawn by the task.
         free_frac: share of the words of rollouts that never decide.
         d_p50, d_p75, d_p95: percentiles of D (nats per token) over all rollouts of mixed groups, each with another
@@ -63,11 +65,13 @@ class Statistics:
 
 @dataclass(frozen=True)
 class _Rollout:
-    """A completion of a row: its ids (with the end token, if it ended), its text, and where it went wrong."""
+    """A completion of a row: its ids (with the end token, if it ended), which of them the model wrote, its text or
+    transcript, and the position of the token where it went wrong."""
 
     row: Row
     ids: list[int]
-    text: str
+    own: list[bool]
+    completion: Completion
     first_error: int | None
 
 
@@ -78,15 +82,15 @@ def statistics(model: Any, tokenizer: Any, task: ProceduralTask, *, seed: int = 
     groups = _rollouts(model, tokenizer, task, rows, seed)
     rollouts = [rollout for group in groups for rollout in group]
     solved = [sum(rollout.first_error is None for rollout in group) for group in groups]
-    drawn = [{task.solution(row, rng) for _ in range(_SOLUTIONS_DRAWN)} for row in rows]
-    words = [word for rollout in rollouts for word in rollout.text.split(" ")]
+    drawn = [{transcript(task.solution(row, rng)) for _ in range(_SOLUTIONS_DRAWN)} for row in rows]
+    words = [word for rollout in rollouts for word in task.words_of(rollout.completion)]
     return Statistics(
         num_problems=len(rows),
         pass_at_1=sum(solved) / len(rollouts),
         pass_at_8=sum(map(bool, solved)) / len(groups),
         mixed_frac=sum(0 < number < GROUP_SIZE for number in solved) / len(groups),
         pass_rates=measure(model, tokenizer, task, num_samples=2, seed=seed),
-        mean_tokens=sum(len(rollout.ids) for rollout in rollouts) / len(rollouts),
+        mean_tokens=sum(sum(rollout.own) for rollout in rollouts) / len(rollouts),
         distinct_solutions=sum(map(len, drawn)) / len(drawn),
         free_frac=sum(word in task.free_words for word in words) / len(words),
         **_of_evidence(model, tokenizer, groups, rng),
@@ -97,9 +101,19 @@ def _rollouts(
     model: Any, tokenizer: Any, task: ProceduralTask, rows: Sequence[Row], seed: int
 ) -> list[list[_Rollout]]:
     repeated = [row for row in rows for _ in range(GROUP_SIZE)]
-    ids = sample_ids(model, tokenizer, [row["prompt"] for row in repeated], task.max_completion_length, seed=seed)
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    rollouts = list(map(_Rollout, repeated, ids, texts, task.first_errors(texts, repeated)))
+    prompts = [row["prompt"] for row in repeated]
+    if isinstance(task, EnvironmentTask):
+        episodes = converse(model, tokenizer, task, repeated, prompts, task.max_completion_length, seed=seed)
+        found = task.first_errors([episode.messages for episode in episodes], repeated)
+        rollouts = [
+            _Rollout(row, e.completion_ids, e.mask, e.messages, at if at is None else [*e.turns, len(e.mask)][at])
+            for row, e, at in zip(repeated, episodes, found, strict=True)
+        ]
+    else:
+        ids = sample_ids(model, tokenizer, prompts, task.max_completion_length, seed=seed)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        own = [[True] * len(row) for row in ids]
+        rollouts = list(map(_Rollout, repeated, ids, own, texts, task.first_errors(texts, repeated)))
     return [rollouts[first : first + GROUP_SIZE] for first in range(0, len(rollouts), GROUP_SIZE)]
 
 
@@ -112,13 +126,14 @@ def _of_evidence(
         for rollout in group:
             others = [other for other in group if other.first_error is None and other is not rollout]
             if others and any(other.first_error is not None for other in group):
-                shown.append((rollout, rng.choice(others).text))
+                shown.append((rollout, rng.choice(others).completion))
     token_kl, entropy, mask = _evidence(model, tokenizer, shown)
     all_d = token_kl[mask]
     ranks = [
-        (_rank(token_kl[index, : len(rollout.ids)], at), _rank(entropy[index, : len(rollout.ids)], at))
+        (_rank(token_kl[index, mask[index]], place), _rank(entropy[index, mask[index]], place))
         for index, (rollout, _) in enumerate(shown)
-        if (at := rollout.first_error) is not None and at < len(rollout.ids) and len(rollout.ids) > 1
+        if (at := rollout.first_error) is not None and at < len(rollout.ids) and sum(rollout.own) > 1
+        for place in [sum(rollout.own[:at])]
     ]
     p50, p75, p95 = all_d.quantile(torch.tensor([0.5, 0.75, 0.95], dtype=all_d.dtype)).tolist()
     return {
@@ -133,21 +148,22 @@ def _of_evidence(
 
 
 def _evidence(
-    model: Any, tokenizer: Any, shown: Sequence[tuple[_Rollout, str]]
+    model: Any, tokenizer: Any, shown: Sequence[tuple[_Rollout, Completion]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """D and the student's entropy of rollouts under demonstrations, and which tokens there are: (P, T) each."""
+    """D and the student's entropy of rollouts under demonstrations, and which tokens the model wrote: (P, T) each."""
 
     def encode(messages: list[dict[str, str]]) -> list[int]:
         return tokenizer(prompt_text(messages))["input_ids"]
 
     lengths = torch.tensor([len(rollout.ids) for rollout, _ in shown])
     completions = torch.zeros(len(shown), int(lengths.max()), dtype=torch.long)
+    mask = torch.zeros_like(completions, dtype=torch.bool)
     for index, (rollout, _) in enumerate(shown):
         completions[index, : len(rollout.ids)] = torch.tensor(rollout.ids)
-    mask = torch.arange(completions.shape[1]) < lengths[:, None]
+        mask[index, : len(rollout.ids)] = torch.tensor(rollout.own)
     pairs = Pairs(
         student_prompts=[encode(rollout.row["prompt"]) for rollout, _ in shown],
-        teacher_prompts=[encode(conditioned(rollout.row, "verified", text)) for rollout, text in shown],
+        teacher_prompts=[encode(conditioned(rollout.row, "verified", other)) for rollout, other in shown],
         completions=completions,
         lengths=lengths,
         mask=mask,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from scgrpo.errors import ConfigError
 from scgrpo.tasks.countdown import CountdownTask
 from scgrpo.tasks.countdown_undo import CountdownUndoTask
+from scgrpo.tasks.maze import MazeTask
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tasks.reach import ReachTask
 from scgrpo.tasks.style import StyleTask
@@ -95,6 +96,11 @@ for _testbed in (
         "style",
         "three decisions among much free text, in styles and orders that no demonstration settles",
         Recipe((Subject(StyleTask(), skill=0.1),), steps=1000, schooling_frac=0.55, kind_shares=_MORE_SHOWN),
+    ),
+    Testbed(
+        "maze",
+        "a game of many turns: lava is fatal at once, a wrong way only when the moves run out",
+        Recipe((Subject(MazeTask(), skill=0.4),), steps=400, recover=0.3),
     ),
 ):
     register_testbed(_testbed)

@@ -8,7 +8,7 @@ from typing import Any
 
 from scgrpo.tiny.documents import Document, Documents
 from scgrpo.tiny.recipe import Recipe
-from scgrpo.tiny.vocabulary import BOS, EOS, PAD, Vocabulary, prompt_text
+from scgrpo.tiny.vocabulary import BOS, EOS, PAD, Vocabulary, completion_words, prompt_text
 
 BATCH_SIZE = 64
 # Muon for the matrices inside the blocks, AdamW for the embedding and the norms.
@@ -90,23 +90,23 @@ def lr_frac(step: int, steps: int) -> float:
 
 
 def tensors(documents: list[Document], vocabulary: Vocabulary) -> tuple[Any, Any]:
-    """Input ids and labels, both (documents, tokens), padded on the right; only completion and `<eos>` are labels.
+    """Input ids and labels, both (documents, tokens), padded on the right; only what the model writes is a label.
 
     No attention mask is needed: under a causal mask nothing looks at the padding behind it.
     """
     import torch
 
+    ids = vocabulary.ids
     examples = [
-        (vocabulary.encode(prompt_text(document.messages)), vocabulary.encode(document.completion))
+        (vocabulary.encode(prompt_text(document.messages)), completion_words(document.completion))
         for document in documents
     ]
-    width = max(len(prompt) + len(completion) + 1 for prompt, completion in examples)
-    input_ids = torch.full((len(examples), width), vocabulary.ids[PAD])
+    width = max(len(prompt) + len(completion) for prompt, completion in examples)
+    input_ids = torch.full((len(examples), width), ids[PAD])
     labels = torch.full((len(examples), width), _IGNORED)
     for row, (prompt, completion) in enumerate(examples):
-        target = torch.tensor([*completion, vocabulary.ids[EOS]])
-        start, end = len(prompt), len(prompt) + len(target)
+        start, end = len(prompt), len(prompt) + len(completion)
         input_ids[row, :start] = torch.tensor(prompt)
-        input_ids[row, start:end] = target
-        labels[row, start:end] = target
+        input_ids[row, start:end] = torch.tensor([ids[word] for word, _ in completion])
+        labels[row, start:end] = torch.tensor([ids[word] if own else _IGNORED for word, own in completion])
     return input_ids, labels

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from scgrpo.tasks.base import Completion
+from scgrpo.tasks.environment import as_messages
+
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
 # Role marks are ordinary words: decoding keeps them, so a completion that writes one is seen to be wrong.
@@ -27,6 +30,18 @@ CHAT_TEMPLATE = (
 def prompt_text(messages: list[dict[str, str]]) -> str:
     """The chat template with a generation prompt, without the cost of a template engine."""
     return " ".join([BOS, *(f"<{message['role']}> {message['content']}" for message in messages), "<assistant>"])
+
+
+def completion_words(completion: Completion) -> list[tuple[str, bool]]:
+    """What follows the prompt, word by word, and whether the model writes it: actions and end tokens, not what the
+    chat template puts between them."""
+    words: list[tuple[str, bool]] = []
+    for message in as_messages(completion):
+        own = message["role"] == "assistant"
+        parts = message["content"].split(" ")
+        parts = [*parts, EOS] if own else [f"<{message['role']}>", *parts, "<assistant>"]
+        words += [(part, own) for part in parts]
+    return words
 
 
 @dataclass(frozen=True)

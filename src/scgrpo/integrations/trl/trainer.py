@@ -38,6 +38,7 @@ from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.conditioning import Conditioned, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.dropping import drop_rows
+from scgrpo.integrations.trl.environments import transcripts
 from scgrpo.integrations.trl.evidence import EvidenceOfAll, everywhere
 from scgrpo.integrations.trl.in_loss import (
     check_left_out,
@@ -136,6 +137,7 @@ class SCGRPOTrainer(GRPOTrainer):
     # ---- the seams of TRL ---------------------------------------------------------------------------------------
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        completions = transcripts(inputs, completions)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         rewards = overlong.only_where_graded(rewards, self.reward_func_names)
         group_size = self.num_generations if self.model.training else self.num_generations_eval
@@ -149,6 +151,7 @@ class SCGRPOTrainer(GRPOTrainer):
 
     def _sample(self, inputs: Any) -> tuple[dict[str, Any], Rollouts]:
         """TRL's generation batch, and what it would drop."""
+        self.sampled_rows = inputs  # a rollout_func gets the prompts alone
         batch = super()._generate_and_score_completions(inputs)
         rollouts, self._rollouts = self._rollouts, None
         assert rollouts is not None
