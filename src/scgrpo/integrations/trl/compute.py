@@ -32,7 +32,9 @@ class ComputeMeter(TrainerCallback):
         totals: the counts, `seconds` and `cpu_seconds` up to the last optimizer step, over all processes.
     """
 
-    def __init__(self, accelerator: Accelerator, policy: nn.Module, metrics: MutableMapping[str, list[float]]) -> None:
+    def __init__(
+        self, accelerator: Accelerator, policy: nn.Module, metrics: MutableMapping[str, list[float]]
+    ) -> None:
         self.accelerator, self.policy, self.metrics = accelerator, policy, metrics
         self.totals = dict.fromkeys((*COUNTS, "seconds", "cpu_seconds"), 0.0)
         # Not read before the step ends: a forward must not wait for the device to count its mask.
