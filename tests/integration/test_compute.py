@@ -38,8 +38,8 @@ def test_plain_grpo_makes_one_pass_over_what_it_samples(run_trainer: Run) -> Non
         assert totals["tokens_sampled"] == totals["tokens_trained"] == sampled, "totals, not means"
         assert totals["student_forward_tokens"] == forwards
         assert totals["teacher_forward_tokens"] == 0
-        assert 0 < totals["cpu_seconds"]
-        assert 0 < totals["seconds"]
+        assert totals["cpu_seconds"] > 0
+        assert totals["seconds"] > 0
     assert len(logged(trainer)) == 2
 
 

@@ -209,9 +209,12 @@ class _HeldOut:
 
 def _compute(trainer: SCGRPOTrainer) -> Compute:
     totals = trainer.meter.totals
-    counts = {name: round(totals[name]) for name in COUNTS}
-    times = {name: round(totals[name], 3) for name in ("seconds", "cpu_seconds")}
-    return Compute(updates=trainer.state.global_step, **counts, **times)
+    return Compute(
+        updates=trainer.state.global_step,
+        **{name: round(totals[name]) for name in COUNTS},
+        seconds=round(totals["seconds"], 3),
+        cpu_seconds=round(totals["cpu_seconds"], 3),
+    )
 
 
 def _checkpoint(run: RunDirectory, wanted: str | bool) -> str:

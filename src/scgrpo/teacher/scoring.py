@@ -102,7 +102,7 @@ class ConditionedPass:
         redirect: see `Redirect`.
         autocast: context manager of the host's mixed precision for the backbone.
         divergence: what `token_kl` is.
-        counted_as: context manager around each forward, given whose it is (None: a check's), for what counts the cost.
+        counted_as: context manager around each forward, given whose it is (None: a check's), to count the cost.
     """
 
     model: nn.Module

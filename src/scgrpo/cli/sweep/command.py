@@ -178,7 +178,7 @@ def _outline(plan: Plan, directory: SweepDirectory, workers: int) -> Table:
     for name in ("stage", "testbed", "bases", "methods", "rates", "seeds", "runs", "done"):
         table.add_column(name, justify="right" if name in ("runs", "done") else "left", overflow="fold")
     seconds, total = 0.0, 0
-    for stage in plan.stages:
+    for stage in study.stages:
         rates = study.tune.learning_rates if stage == "tune" and study.tune else study.final.learning_rates
         shown = ", ".join(f"{rate:g}" for rate in rates) if rates else "chosen" if study.tune else "the settings'"
         for testbed in study.testbeds:

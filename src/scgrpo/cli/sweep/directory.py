@@ -11,7 +11,8 @@ workers/          what the worker processes printed
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -103,13 +104,15 @@ class SweepDirectory:
     def follow_tuning(self, plan: Plan) -> list[str]:
         """Bring final results in line with what tuning has chosen: those under a rate it has left behind no longer
         count, the others name all rates tried. Tells what it did, in words."""
-        told, changes = [], {}
+        told: list[str] = []
+        changes: dict[RunKey, RunResult] = {}
         for group in plan.groups() if plan.study.tune else ():
             choice = plan.choice(group, self.results)
             if choice is None:
                 continue
             rate = min(choice.rates) if choice.rate is None else choice.rate
-            of_group = self._final(lambda result, group=group: (result.testbed, result.method) == group)
+            final = [result for result in self.results.values() if result.stage == "final"]
+            of_group = [result for result in final if (result.testbed, result.method) == group]
             left = [result.key for result in of_group if result.learning_rate != rate]
             if left:
                 told.append(f"{'/'.join(group)}: {len(left)} final runs under another learning rate no longer count")
@@ -121,12 +124,7 @@ class SweepDirectory:
             write_results(self._results_path, self.results.values())
         return told
 
-    def _final(self, wanted: Callable[[RunResult], bool]) -> list[RunResult]:
-        return [result for result in self.results.values() if result.stage == "final" and wanted(result)]
-
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they read when they were written and read again."""
-    import json
-
     return dict(json.loads(files.to_json(settings, default=str)))

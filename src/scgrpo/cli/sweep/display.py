@@ -66,12 +66,8 @@ class Display:
         else:
             what = f"Avg@{result.curve[-1].k} {_number(result.curve[0].avg_at_k)} -> {_number(final_score(result))}"
         if self._live is None or result.status == "failed":
-            self.console.print(
-                f"{job.stage} {job.testbed}/{job.base} {job.method} lr {job.learning_rate:g} seed {job.seed}: {what}, "
-                f"{seconds:.0f} s",
-                markup=False,
-                soft_wrap=True,
-            )
+            run = f"{job.stage} {job.testbed}/{job.base} {job.method} lr {job.learning_rate:g} seed {job.seed}"
+            self.console.print(f"{run}: {what}, {seconds:.0f} s", markup=False, soft_wrap=True)
 
     def refresh(self, running: int) -> None:
         """Show the present state, once a second."""

@@ -82,7 +82,6 @@ class Plan:
     def __init__(self, study: Study) -> None:
         self.study = study
         check_keys(study, known_keys())
-        self.stages: tuple[Stage, ...] = ("tune", "final") if study.tune else ("final",)
         self._recipes = {bed.recipe: read_recipe(find_recipe(bed.recipe)) for bed in study.testbeds.values()}
         self._given = {cell: self._merged(cell) for cell in self.cells()}
         self.settings = {str(cell): {**self._recipe(cell), **given} for cell, given in self._given.items()}
@@ -92,7 +91,7 @@ class Plan:
         _check_held_out(self._parsed)
 
     def cells(self) -> Iterator[Cell]:
-        for stage in self.stages:
+        for stage in self.study.stages:
             for testbed in self.study.testbeds:
                 for base in self.study.bases(stage, testbed):
                     for method in self.study.methods:
@@ -131,7 +130,7 @@ class Plan:
             elif (choice := self.choice(group, results)) is not None:
                 jobs += self.final_jobs(group, min(choice.rates) if choice.rate is None else choice.rate)
         # Seeds before methods, so that half a sweep has every method; tuning first, as others wait for it.
-        order = {stage: self._all_seeds(stage) for stage in self.stages}
+        order = {stage: self._all_seeds(stage) for stage in self.study.stages}
         return sorted(jobs, key=lambda job: (job.stage == "final", order[job.stage].index(job.seed)))
 
     def num_final(self, group: tuple[str, str]) -> int:
@@ -250,7 +249,7 @@ def _check_held_out(parsed: Mapping[Cell, Parsed]) -> None:
         shared = stages.get("tune", set()) & stages["final"]
         if shared:
             raise ConfigError(
-                f"{testbed}: {len(shared)} of the {len(stages['tune'])} problems that learning rates are tuned on are "
-                "among the final ones.",
+                f"{testbed}: {len(shared)} of the {len(stages['tune'])} problems that learning rates are tuned on "
+                "are among the final ones.",
                 "Give tune.settings and final.settings task_options whose held-out problems differ.",
             )

@@ -78,7 +78,8 @@ class Study:
 
     def bases(self, stage: Stage, testbed: str) -> list[str]:
         """Bases of a testbed that a stage trains from."""
-        chosen = self.final.bases if stage == "final" else self.tune and self.tune.bases
+        own = self.final if stage == "final" or self.tune is None else self.tune
+        chosen = own.bases
         return [base for base in self.testbeds[testbed].bases if chosen is None or base in chosen]
 
     def seeds(self, stage: Stage, method: str) -> list[int]:
@@ -89,15 +90,29 @@ class Study:
 
     def layers(self, stage: Stage, testbed: str, base: str, method: str) -> dict[str, Settings]:
         """Bundles of settings of a run, by where they stand in the YAML; later ones win."""
-        own = self.final.settings if stage == "final" or self.tune is None else self.tune.settings
+        own = self.final if stage == "final" or self.tune is None else self.tune
         bed = self.testbeds[testbed]
         return {
             "settings": self.settings,
             f"testbeds.{testbed}.settings": bed.settings,
             f"testbeds.{testbed}.bases.{base}": bed.bases[base],
             f"methods.{method}": self.methods[method],
-            f"{stage}.settings": own,
+            f"{stage}.settings": own.settings,
         }
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return ("tune", "final") if self.tune else ("final",)
+
+    def bundles(self) -> dict[str, Settings]:
+        """Every bundle of settings, by where it stands in the YAML."""
+        found: dict[str, Settings] = {}
+        for stage in self.stages:
+            for testbed, bed in self.testbeds.items():
+                for base in bed.bases:
+                    for method in self.methods:
+                        found |= self.layers(stage, testbed, base, method)
+        return found
 
 
 def read_study(path: Path) -> tuple[Study, dict[str, Any]]:
@@ -157,16 +172,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def check_keys(study: Study, known: Iterable[str]) -> None:
     """Raise ConfigError for a setting that no run knows, with its place and the nearest one."""
     known = set(known)
-    for method in study.methods:
-        for testbed, bed in study.testbeds.items():
-            for base in bed.bases:
-                for stage in ("tune", "final") if study.tune else ("final",):
-                    for where, settings in study.layers(stage, testbed, base, method).items():
-                        unknown = [f"{key}{nearest(key, known)}" for key in settings if key not in known]
-                        if unknown:
-                            raise ConfigError(
-                                f"{where}: unknown setting(s) {', '.join(unknown)}.", "See `scgrpo train --help`."
-                            )
+    for where, settings in study.bundles().items():
+        unknown = [f"{key}{nearest(key, known)}" for key in settings if key not in known]
+        if unknown:
+            raise ConfigError(f"{where}: unknown setting(s) {', '.join(unknown)}.", "See `scgrpo train --help`.")
 
 
 def _check_together(study: Study) -> None:
@@ -179,11 +188,20 @@ def _check_together(study: Study) -> None:
         if method not in study.methods:
             hint = nearest(method, study.methods)
             raise ConfigError(f"final.more_seeds names {method!r}, no method{hint}.", "Name one of methods.")
-    rates_given = study.tune is not None or final.learning_rates is not None
+    if study.tune or final.learning_rates:
+        for where, settings in study.bundles().items():
+            if "learning_rate" in settings:
+                raise ConfigError(
+                    f"{where}.learning_rate beside learning_rates: two places for one number.", "Leave one out."
+                )
+    _check_bases(study)
+
+
+def _check_bases(study: Study) -> None:
     everywhere = {base for bed in study.testbeds.values() for base in bed.bases}
-    for stage in ("tune", "final") if study.tune else ("final",):
-        chosen = (final.bases if stage == "final" else study.tune and study.tune.bases) or []
-        for base in chosen:
+    for stage in study.stages:
+        own = study.final if stage == "final" or study.tune is None else study.tune
+        for base in own.bases or []:
             if base not in everywhere:
                 raise ConfigError(
                     f"{stage}.bases names {base!r}, no base of any testbed{nearest(base, everywhere)}.",
@@ -194,14 +212,6 @@ def _check_together(study: Study) -> None:
                 raise ConfigError(
                     f"{stage}.bases leaves testbed {testbed!r} none.", f"Its own: {', '.join(bed.bases)}."
                 )
-            for base in bed.bases:
-                for method in study.methods:
-                    for where, settings in study.layers(stage, testbed, base, method).items():
-                        if rates_given and "learning_rate" in settings:
-                            raise ConfigError(
-                                f"{where}.learning_rate beside learning_rates: two places for one number.",
-                                "Leave one out.",
-                            )
 
 
 def _stage(where: str, raw: Any, cls: type) -> Any:

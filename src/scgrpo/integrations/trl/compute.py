@@ -77,11 +77,13 @@ class ComputeMeter(TrainerCallback):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._side is None:
             return
-        given = kwargs.get("input_ids", args[0] if args else None)
-        given = kwargs.get("inputs_embeds") if given is None else given
-        shape, mask = given.shape[:2], kwargs.get("attention_mask")
-        whole = not isinstance(mask, Tensor) or mask.shape != shape  # every token is one
-        self._counts[f"{self._side}_forward_tokens"] += shape.numel() if whole else mask.sum().detach()
+        given = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args)
+        shape = next(tensor for tensor in given if tensor is not None).shape[:2]
+        mask = kwargs.get("attention_mask")
+        tokens: Tensor | int = shape.numel()
+        if isinstance(mask, Tensor) and mask.shape == shape:
+            tokens = mask.sum()
+        self._counts[f"{self._side}_forward_tokens"] += tokens
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._since = _clock()
