@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,10 +198,15 @@ class Plan:
     def _parse(self, cell: Cell) -> Parsed:
         # This process only looks: it should not take an accelerator that workers will need.
         only_look = ["--use_cpu", "true"] if torch.accelerator.is_available() else []
+        said = io.StringIO()
         try:
-            return parse_train([*self._argv(cell), *only_look])
+            with redirect_stderr(said):
+                return parse_train([*self._argv(cell), *only_look])
         except ConfigError as error:
             raise ConfigError(f"{cell}: {error.problem}", error.remedy) from error
+        except SystemExit as error:  # argparse: a value that is none of its choices, or no number
+            reason = said.getvalue().strip().rsplit("error: ", 1)[-1]
+            raise ConfigError(f"{cell}: {reason}.", "See `scgrpo train --help`.") from error
 
 
 def merged(*layers: Mapping[str, Any]) -> Settings:
