@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -174,7 +175,9 @@ def _outline(plan: Plan, directory: SweepDirectory, workers: int) -> Table:
     study, results = plan.study, directory.results
     estimate = Estimate(workers)
     estimate.learn(results)
-    table = Table(title=f"plan of {study.name}: {directory.path}", title_justify="left", caption_justify="left")
+    table = Table(
+        title=f"plan of {study.name}: {directory.path}", title_justify="left", caption_justify="left", box=SIMPLE_HEAD
+    )
     for name in ("stage", "testbed", "bases", "methods", "rates", "seeds", "runs", "done"):
         table.add_column(name, justify="right" if name in ("runs", "done") else "left", overflow="fold")
     seconds, total = 0.0, 0

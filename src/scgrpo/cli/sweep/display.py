@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -67,7 +68,7 @@ class Display:
             what = f"Avg@{result.curve[-1].k} {_number(result.curve[0].avg_at_k)} -> {_number(final_score(result))}"
         if self._live is None or result.status == "failed":
             run = f"{job.stage} {job.testbed}/{job.base} {job.method} lr {job.learning_rate:g} seed {job.seed}"
-            self.console.print(f"{run}: {what}, {seconds:.0f} s", markup=False, soft_wrap=True)
+            self.console.print(f"{run}: {what}, {seconds:.0f} s", markup=False, soft_wrap=self._live is None)
 
     def refresh(self, running: int) -> None:
         """Show the present state, once a second."""
@@ -92,18 +93,17 @@ class Display:
         plan, tuned = self.plan, self.plan.study.tune is not None
         ks = {result.curve[-1].k for result in self.results.values() if result.curve}
         score = f"Avg@{ks.pop()}" if len(ks) == 1 else "Avg@k"
-        table = Table(title=f"sweep {plan.study.name}", title_justify="left", caption_justify="left")
-        table.add_column("testbed", overflow="fold")
+        table = Table(title=f"sweep {plan.study.name}", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
         table.add_column("method", overflow="fold")
         for name in (*(("tuned", "rate") if tuned else ()), "final", score, "failed", "left"):
             table.add_column(name, justify="right", no_wrap=True)
         total = 0.0
         for testbed in plan.study.testbeds:
-            for place, method in enumerate(plan.study.methods):
+            table.add_row(testbed)
+            for method in plan.study.methods:
                 cells, left = self._row((testbed, method), tuned)
                 total += left
-                table.add_row("" if place else testbed, method, *cells, _duration(left))
-            table.add_section()
+                table.add_row(f"  {method}", *cells, _duration(left))
         parts = [note, f"{_duration(total)} left" if total else ""]
         table.caption = ", ".join(part for part in parts if part) or None
         return table
