@@ -92,8 +92,11 @@ class _Sweep:
                 raise
         results = self.directory.results
         self.console.print(Display(self.plan, results, self.estimate, self.console).table())
+        if self.plan.study.tune:
+            self.console.print(_tuning(self.plan, self.directory))
         for line in _remarks(self.plan, self.directory):
-            self.console.print(line, markup=False, soft_wrap=True)
+            # Elsewhere than in a terminal, lines are for programs.
+            self.console.print(line, markup=False, soft_wrap=not self.console.is_terminal)
         return int(any(results[job.key].status == "failed" for job in self.plan.jobs(results)))
 
     def _train(self) -> None:
@@ -176,7 +179,11 @@ def _outline(plan: Plan, directory: SweepDirectory, workers: int) -> Table:
     estimate = Estimate(workers)
     estimate.learn(results)
     table = Table(
-        title=f"plan of {study.name}: {directory.path}", title_justify="left", caption_justify="left", box=SIMPLE_HEAD
+        title=f"plan of {study.name}: {directory.path}",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     for name in ("stage", "testbed", "bases", "methods", "rates", "seeds", "runs", "done"):
         table.add_column(name, justify="right" if name in ("runs", "done") else "left", overflow="fold")
@@ -205,21 +212,34 @@ def _outline(plan: Plan, directory: SweepDirectory, workers: int) -> Table:
     return table
 
 
+def _tuning(plan: Plan, directory: SweepDirectory) -> Table:
+    """Mean Avg@k per learning rate tried, and the one chosen."""
+    assert plan.study.tune is not None
+    table = Table(
+        title="tuning: mean Avg@k", title_justify="left", caption_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("method", overflow="fold")
+    for rate in plan.study.tune.learning_rates:
+        table.add_column(f"{rate:g}", justify="right")
+    table.add_column("chosen")
+    ends = False
+    for testbed in plan.study.testbeds:
+        table.add_row(testbed)
+        for method in plan.study.methods:
+            choice = plan.choice((testbed, method), directory.results)
+            if choice is None:
+                continue
+            means = ("failed" if mean is None else f"{mean:.3f}" for mean in choice.means)
+            chosen = "every rate failed" if choice.rate is None else f"{choice.rate:g}"
+            table.add_row(f"  {method}", *means, f"{chosen} ({choice.end})" if choice.end else chosen)
+            ends |= bool(choice.end)
+    table.caption = "(smallest), (largest): of the rates tried; a better one may lie beyond" if ends else None
+    return table
+
+
 def _remarks(plan: Plan, directory: SweepDirectory) -> list[str]:
-    """What the table does not say by itself."""
+    """What the tables do not say."""
     lines, results = [], directory.results
-    for group in plan.groups() if plan.study.tune else ():
-        choice = plan.choice(group, results)
-        if choice is None:
-            continue
-        tried = ", ".join(
-            f"{rate:g}: {'failed' if mean is None else f'{mean:.3f}'}"
-            for rate, mean in zip(choice.rates, choice.means, strict=True)
-        )
-        note = f"; the {choice.end} rate tried: a better one may lie beyond" if choice.end else ""
-        if choice.rate is None:
-            note = "; every rate failed, so this method has no final runs here"
-        lines.append(f"tuned {'/'.join(group)}: {tried}{note}")
     known = {job.key for job in plan.jobs(results)}
     failed = [result for result in results.values() if result.status == "failed" and result.key in known]
     if failed:

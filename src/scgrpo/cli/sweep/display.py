@@ -93,7 +93,13 @@ class Display:
         plan, tuned = self.plan, self.plan.study.tune is not None
         ks = {result.curve[-1].k for result in self.results.values() if result.curve}
         score = f"Avg@{ks.pop()}" if len(ks) == 1 else "Avg@k"
-        table = Table(title=f"sweep {plan.study.name}", title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+        table = Table(
+            title=f"sweep {plan.study.name}",
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
         table.add_column("method", overflow="fold")
         for name in (*(("tuned", "rate") if tuned else ()), "final", score, "failed", "left"):
             table.add_column(name, justify="right", no_wrap=True)
