@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import re
 import sys
 import time
@@ -16,7 +17,9 @@ import pytest
 import yaml
 
 from scgrpo.cli.arguments import parse_train
+from scgrpo.cli.sweep import command
 from scgrpo.cli.sweep.directory import SweepDirectory
+from scgrpo.cli.sweep.display import Estimate
 from scgrpo.cli.sweep.plan import Job, Plan, flags, merged
 from scgrpo.cli.sweep.pool import Ended, Pool
 from scgrpo.cli.sweep.study import parse_study, read_study
@@ -327,6 +330,31 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 # ---- the workers -------------------------------------------------------------------------------------------
 
+
+def test_a_device_or_a_core_for_each_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "usable_cores", lambda: 8)
+    assert command._environments(True, None) == [{"OMP_NUM_THREADS": "1"}] * 8
+    assert command._environments(True, 2) == [{"OMP_NUM_THREADS": "4"}] * 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in command._environments(False, None)] == ["2", "5"]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in command._environments(False, 3)] == ["2", "5", "2"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(command.torch.cuda, "device_count", lambda: 3)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in command._environments(False, None)] == ["0", "1", "2"]
+
+
+def test_the_time_left_comes_from_runs_that_have_ended() -> None:
+    estimate = Estimate(workers=2)
+    group, other = ("reach", "grpo"), ("reach", "half")
+    assert estimate.left(group, 0, 0) == 0
+    assert math.isnan(estimate.left(group, 1, 0))
+    estimate.seen("tune", group, 10.0)
+    assert estimate.left(group, 2, 2) == 20, "final runs as tune runs, while there is nothing better"
+    assert estimate.left(other, 0, 2) == 10
+    estimate.seen("final", group, 30.0)
+    assert estimate.left(group, 2, 2) == 40
+
+
 WORKER = """
 import json, os, sys, threading, time
 print(json.dumps({"ready": True}), flush=True)
@@ -342,9 +370,9 @@ def work(tmp_path: Path) -> Callable[..., list[Ended]]:
     """What becomes of jobs, one after the other on one worker."""
 
     def run(*codes: str, worker: str = WORKER, **options: Any) -> list[Ended]:
-        command = (sys.executable, "-c", worker)
         found: list[Ended] = []
-        with Pool([{"NAME": "first"}], tmp_path / "workers", worker=command, **options) as pool:
+        program = (sys.executable, "-c", worker)
+        with Pool([{"NAME": "first"}], tmp_path / "workers", worker=program, **options) as pool:
             for code in codes:
                 pool.submit({"code": code})
                 while pool.running:
