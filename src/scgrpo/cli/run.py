@@ -16,14 +16,29 @@ from scgrpo.cli.progress import ProgressDisplay
 from scgrpo.cli.setup import Problem, resolve_model
 from scgrpo.evaluation import EvalResult, evaluate
 from scgrpo.integrations.trl import SCGRPOTrainer
+from scgrpo.integrations.trl.compute import COUNTS
 from scgrpo.integrations.trl.environments import EnvironmentRollouts
 from scgrpo.integrations.trl.presets import label
 from scgrpo.integrations.trl.recorder import RunRecorder
 from scgrpo.runs import OnExists, RunDirectory
+from scgrpo.runs.results import Compute
 from scgrpo.tasks.environment import EnvironmentTask
 
 # An evaluation as `evals.jsonl` has it.
 Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run leaves to others.
+
+    Attributes:
+        before: its first evaluation; None where there is none (resumed, no held-out problems, not the first process).
+        compute: what it cost.
+    """
+
+    before: Record | None
+    compute: Compute
 
 
 @dataclasses.dataclass
@@ -33,6 +48,7 @@ class Run:
     Attributes:
         beside: directories of the runs to show beside it, relative to its own.
         command: the command line, for the record.
+        keep_model: write the trained model.
     """
 
     parsed: Parsed
@@ -40,6 +56,7 @@ class Run:
     path: Path
     beside: list[str]
     command: list[str]
+    keep_model: bool = True
 
     def train(
         self,
@@ -47,15 +64,12 @@ class Run:
         *,
         before: Record | None = None,
         on_start: Callable[[Record | None], None] = lambda before: None,
-    ) -> Record | None:
+    ) -> Trained:
         """Evaluate, train, evaluate; everything lands in the run directory.
 
         Args:
             before: the first evaluation, if another run has made it from the same start.
             on_start: called with the first evaluation when training is about to start.
-
-        Returns:
-            The first evaluation; None where there is none (resumed, no held-out problems, not the first process).
         """
         args = self.parsed.trainer
         run = self._directory()
@@ -78,8 +92,9 @@ class Run:
         finally:
             display.close()
         held_out.at(trainer.state.global_step, "after")
-        trainer.save_model(str(run.model_dir))
-        return before
+        if self.keep_model:
+            trainer.save_model(str(run.model_dir))
+        return Trained(before, _compute(trainer))
 
     def _directory(self) -> RunDirectory:
         """The run directory. One process makes it and writes; the others only need to know where."""
@@ -156,10 +171,12 @@ class _HeldOut:
                 self.console.print("No evaluation while weights are sharded: run `scgrpo eval` on the saved model.")
             return None
         record = None
-        if self.trainer.accelerator.is_main_process:
-            record = self._evaluate().to_record(step, label) if known is None else known
-            self.directory.log_eval(record)
-        self.trainer.accelerator.wait_for_everyone()
+        with self.trainer.meter.paused():
+            if self.trainer.accelerator.is_main_process:
+                record = self._evaluate().to_record(step, label) if known is None else known
+                record = {**record, "tokens_sampled": round(self.trainer.meter.totals["tokens_sampled"])}
+                self.directory.log_eval(record)
+            self.trainer.accelerator.wait_for_everyone()
         return record
 
     def _evaluate(self) -> EvalResult:
@@ -192,6 +209,16 @@ class _HeldOut:
                     held_out.at(state.global_step, "during")
 
         return DuringTraining()
+
+
+def _compute(trainer: SCGRPOTrainer) -> Compute:
+    totals = trainer.meter.totals
+    return Compute(
+        updates=trainer.state.global_step,
+        **{name: round(totals[name]) for name in COUNTS},
+        seconds=round(totals["seconds"], 3),
+        cpu_seconds=round(totals["cpu_seconds"], 3),
+    )
 
 
 def _checkpoint(run: RunDirectory, wanted: str | bool) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -102,6 +102,7 @@ class ConditionedPass:
         redirect: see `Redirect`.
         autocast: context manager of the host's mixed precision for the backbone.
         divergence: what `token_kl` is.
+        counted_as: context manager around each forward, given whose it is (None: a check's), to count the cost.
     """
 
     model: nn.Module
@@ -113,6 +114,9 @@ class ConditionedPass:
     redirect: Redirect = field(default=lambda score: score())
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     divergence: Divergence = field(default=Divergence())
+    counted_as: Callable[[Literal["student", "teacher"] | None], AbstractContextManager[Any]] = field(
+        default=lambda side: nullcontext()
+    )
 
     def __call__(self, pairs: Pairs, num_forwards: int | None = None) -> Evidence:
         """Evidence (P, T) of all pairs; 0 where the mask is False.
@@ -187,9 +191,12 @@ class ConditionedPass:
             own_weights = self.teacher_weights or nullcontext
             student = batch.student_hidden
             if student is None:
-                with own_weights() if batch.contrasted else nullcontext():
+                with (
+                    own_weights() if batch.contrasted else nullcontext(),
+                    self.counted_as("teacher" if batch.contrasted else "student"),
+                ):
                     student = self.states(batch.student_prompts, batch.completions, batch.lengths)
-            with own_weights():
+            with own_weights(), self.counted_as("teacher"):
                 if alike:
                     teacher = student.detach()
                 else:

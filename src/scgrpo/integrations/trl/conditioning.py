@@ -157,7 +157,8 @@ class Conditioner:
             together = partial(rerun_hidden, self.score.model, prompt_ids, pairs.completions, pairs.lengths)
             with torch.no_grad(), evaluation_mode(self.score.model), self.score.autocast():
                 pairs = replace(pairs, student_hidden=self.score.redirect(together))
-        one_by_one = replace(self.score, max_tokens=1, teacher_weights=None)
+        uncounted = partial(self.score.counted_as, None)
+        one_by_one = replace(self.score, max_tokens=1, teacher_weights=None, counted_as=lambda side: uncounted())
         evidence = one_by_one(pairs, num_forwards=rows)
         noise = evidence.token_kl[pairs.mask]
         return linear_quantile(noise, 0.75).item() if len(noise) else None

@@ -134,6 +134,7 @@ def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | 
         teacher_weights=None if args.teacher_weights == "current" else trainer._teacher.applied,
         autocast=trainer.accelerator.autocast,
         divergence=args.token_divergence(),
+        counted_as=trainer.meter.forwards,
     )
     if sharded:
         score = replace(score, redirect=compat.through_wrapper(trainer.model, policy))

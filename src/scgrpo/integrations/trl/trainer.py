@@ -35,6 +35,7 @@ from scgrpo.errors import ConfigError, IncompatibleHostError
 from scgrpo.integrations.trl import compat, gspo, overlong
 from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
+from scgrpo.integrations.trl.compute import ComputeMeter
 from scgrpo.integrations.trl.conditioning import Conditioned, LocalRollouts, TeacherPromptFn
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.dropping import drop_rows
@@ -66,6 +67,7 @@ class SCGRPOTrainer(GRPOTrainer):
 
     Attributes:
         listeners: callables that get every `ScoredBatch` (recorders, plots).
+        meter: what training has cost so far.
 
     Raises:
         ConfigError: settings that cannot work with this model or set-up.
@@ -117,6 +119,8 @@ class SCGRPOTrainer(GRPOTrainer):
             decay=args.teacher_ema_decay,
         )
         self.add_callback(_TeacherUpdate(self._teacher))
+        self.meter = ComputeMeter(self.accelerator, policy, self._metrics["train"])
+        self.add_callback(self.meter)
         self._evidence = EvidenceOfAll(
             self.accelerator,
             conditioner(self, policy, teacher_prompt_fn),
@@ -155,6 +159,7 @@ class SCGRPOTrainer(GRPOTrainer):
         batch = super()._generate_and_score_completions(inputs)
         rollouts, self._rollouts = self._rollouts, None
         assert rollouts is not None
+        self.meter.sampled(batch, rollouts)
         return batch, rollouts
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -196,6 +201,7 @@ class SCGRPOTrainer(GRPOTrainer):
         if self.args.drop_zero_advantages and self.model.training:
             kept, factor = drop_rows(inputs, self.loss_type)
         self._loss_inputs = (inputs, kept) if self.model.training else None
+        self.meter.trained(kept)
         with gspo.old_logps_kept(kept), loss_without_kl(self):
             loss = super()._compute_loss(model, kept)
         self._loss_inputs = None
@@ -206,7 +212,8 @@ class SCGRPOTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        result = self._logps(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        with self.meter.forwards("student" if self.model.training else None):
+            result = self._logps(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         if self._loss_inputs is not None and self.args.importance_sampling_level == gspo.LEVEL:
             gspo.anchor(self._loss_inputs[1], result[0])
         return result
@@ -360,17 +367,17 @@ class SCGRPOTrainer(GRPOTrainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         unfinished = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
         buffered = self._buffered_inputs if unfinished else None
-        drawn = self._sampling.prompts.drawn if self._sampling else 0
-        save_state(folder, self._teacher, self._step, buffered, self.accelerator.process_index, drawn)
+        drawn, spent = self._sampling.prompts.drawn if self._sampling else 0, self.meter.totals
+        save_state(folder, self._teacher, self._step, buffered, self.accelerator.process_index, drawn, spent)
         if self._past is not None and self.accelerator.process_index == 0:
             self._past.save(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._step, self._buffered_inputs, drawn = load_state(
-                Path(checkpoint), self._teacher, self.accelerator.process_index
-            )
+            state = load_state(Path(checkpoint), self._teacher, self.accelerator.process_index)
+            self._step, self._buffered_inputs, drawn, spent = state
+            self.meter.totals.update(spent)
             if self._sampling is not None:
                 self._sampling.prompts.drawn = drawn
             if self._past is not None:
