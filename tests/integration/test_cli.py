@@ -199,3 +199,35 @@ def test_usage_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
     assert main(["--help"]) == 0
     assert main(["trian"]) == 2
     assert "unknown command" in capsys.readouterr().err
+
+
+def test_eval_adds_another_task_to_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train(tmp_path / "run", "--compare_with", "none") == 0
+    run = ["eval", "--run", str(tmp_path / "run")]
+
+    def evals() -> list[dict]:
+        lines = (tmp_path / "run" / "evals.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    assert main([*run, "--task", "countdown"]) == 0
+    own, other = evals()[:2], evals()[2:]
+    assert [(e["task"], e["label"], e["step"]) for e in other] == [("countdown", "before", 0), ("countdown", "after", 2)]
+    for name in ("k", "num_problems", "temperature", "top_p", "max_new_tokens"):
+        assert {e[name] for e in other} == {own[0][name]}, "as the run evaluates"
+    assert main([*run, "--task", "countdown", "--problems", "2"]) == 0
+    assert [e["label"] for e in evals()[4:]] == ["after"], "where it started is known"
+    assert main(run) == 0
+    again = evals()[-1]
+    assert (again["task"], again["step"], again["per_problem"]) == ("reach", 2, own[1]["per_problem"])
+    assert "after training, reach:" in capsys.readouterr().out
+
+
+def test_eval_of_a_run_without_a_model_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from scgrpo.runs import RunDirectory
+
+    RunDirectory.create(tmp_path / "run").write_config({"run": {"task": "reach"}})
+    assert main(["eval", "--run", str(tmp_path / "run")]) == 2
+    assert "has no trained model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["eval", "--task", "reach"])
+    assert "either --model or --run" in capsys.readouterr().err
