@@ -56,6 +56,10 @@ class RunView:
         """What was evaluated, in order of first appearance."""
         return list(dict.fromkeys(_benchmark(record) for record in self.evals))
 
+    def in_domain(self, benchmark: Benchmark) -> bool:
+        """Whether it is the task trained on."""
+        return benchmark[0] == _mapping(self.config.get("task")).get("name")
+
     def evals_of(self, benchmark: Benchmark) -> list[dict[str, Any]]:
         """Evaluations of one benchmark by step; of a step evaluated twice, the later record."""
         by_step = {record["step"]: record for record in self.evals if _benchmark(record) == benchmark}
@@ -93,6 +97,15 @@ def load_views(run: Path, beside: Sequence[Path]) -> tuple[RunView, list[RunView
     named = _label([main, *others])
     notes = [f"{view.folder}: {note}" for view in named for note in view.run.notes] + notes
     return named[0], named[1:], notes
+
+
+def load_views_apart(paths: Sequence[Path]) -> list[RunView]:
+    """These runs alone, each once, named by what they train.
+
+    Raises:
+        RunError: one of them cannot be read.
+    """
+    return _label([_load(path) for path in {path.resolve(): path for path in paths}.values()])
 
 
 def _load(path: Path) -> RunView:
