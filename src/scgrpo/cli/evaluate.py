@@ -60,7 +60,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _settings_of(path: Path, task: str | None) -> dict[str, Any]:
-    """How this run evaluates, by the names of our flags; the options of its task only if that is what is asked for."""
+    """How this run evaluates, by the names of our flags; the options of its task only if that is asked for."""
     config = RunDirectory.open(path).config()
     from scgrpo.cli.loading import heavy_imports
 
@@ -120,10 +120,12 @@ def _of_run(args: argparse.Namespace, task: Task) -> Iterator[dict[str, Any]]:
             f"{run.path} has no trained model.", "It is written when training ends: let the run end, or give --model."
         )
     known = {(e.get("task"), e.get("k")) for e in run.evals() if e.get("label") == "before"}
-    ends = [("after", _last_step(run, config), str(run.model_dir), None)]
+    model = config.get("model") or {}
+    ends: list[tuple[str, int, str | None, str | None]] = [
+        ("after", _last_step(run, config), str(run.model_dir), None)
+    ]
     if (task.name, args.k) not in known:
-        model = config.get("model") or {}
-        ends.insert(0, ("before", 0, model.get("name_or_path"), model.get("model_revision")))
+        ends = [("before", 0, model.get("name_or_path"), model.get("model_revision")), *ends]
     for label, step, name, revision in ends:
         print(f"{label} training, {task.name}:")
         record = _evaluate(args, task, name, revision).to_record(step, label)

@@ -19,7 +19,9 @@ def report_command(argv: Sequence[str]) -> int:
         "--tables", type=Path, nargs="+", metavar="RUN", help="write the paper's tables 1 to 3 with these runs beside"
     )
     parser.add_argument(
-        "--out", type=Path, help="where to write (default: into the run directory; tables.html, and .csv, with --tables)"
+        "--out",
+        type=Path,
+        help="where to write (default: into the run directory; tables.html, and .csv, with --tables)",
     )
     args = parser.parse_args(argv)
     if (args.run is None) == (args.tables is None):

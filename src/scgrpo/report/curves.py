@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,13 @@ def write_pngs(run: Path, folder: Path, beside: Sequence[Path] = ()) -> list[Pat
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for place, chart in enumerate(charts, start=1):
-        name = re.sub(r"[^\w@-]+", "-", f"{chart.paper.replace('Fig. ', 'fig')} {chart.key}".strip())
+        name = re.sub(r"[^\w@-]+", "-", f"{chart.paper.replace('Fig. ', 'fig')} {chart.key}".strip())[:80]
         with matplotlib.rc_context(RC):
             width, height = size(chart)
             figure = Figure(figsize=(width, height + 0.3 + 0.15 * len(chart.legend)), layout="constrained")
             _titled(figure.add_subplot(), chart)
-            out = folder / f"{place:02d}-{name}.png"
-            replace_file(out, lambda file, figure=figure: figure.savefig(file, format="png", dpi=200))
-        written.append(out)
+            written.append(folder / f"{place:02d}-{name}.png")
+            replace_file(written[-1], partial(figure.savefig, format="png", dpi=200))
     return written
 
 

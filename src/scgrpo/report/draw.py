@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -116,7 +117,7 @@ def _bars(axes: Any, chart: Bars) -> None:
 
 def _changes(axes: Any, chart: Changes) -> None:
     tasks = list(dict.fromkeys(change.task for change in chart.changes))
-    place, ticks, named = 0.0, [], set()
+    place, ticks, named = 0.0, list[float](), set[str]()
     for task in tasks:
         own = [change for change in chart.changes if change.task == task]
         ticks.append(place + (len(own) - 1) / 2)
@@ -134,18 +135,16 @@ def _changes(axes: Any, chart: Changes) -> None:
 
 
 def _change(axes: Any, change: Change, place: float, label: str | None) -> None:
+    """Before a little above after, as their intervals may overlap."""
     colour, dashes = line_style(change.style)
-    if change.before is not None and change.after is not None:
-        axes.plot([change.before[0], change.after[0]], [place, place], color=colour, linestyle=dashes, linewidth=1.5)
-    # The intervals stand beside each other, as they may overlap.
-    for end, offset, filled in ((change.before, -0.18, False), (change.after, 0.18, True)):
-        if end is None:
-            continue
-        value, low, high = end
-        axes.hlines(place + offset, low, high, color=colour, linewidth=1, alpha=0.8)
-        face = colour if filled else "none"
-        name = label if filled or change.after is None else None
-        axes.plot([value], [place], "o", color=colour, markerfacecolor=face, markersize=4.5, label=name)
+    ends = [(change.before, place - 0.2, "none"), (change.after, place + 0.2, colour)]
+    known = [(end[0], y) for end, y, _ in ends if end is not None]
+    axes.plot(*zip(*known, strict=True), color=colour, linestyle=dashes, linewidth=1.2, alpha=0.7, label=label)
+    for end, y, face in ends:
+        if end is not None:
+            value, low, high = end
+            axes.hlines(y, low, high, color=colour, linewidth=1)
+            axes.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=4)
 
 
 def _weighting(axes: Any, chart: Weighting) -> None:
@@ -154,8 +153,9 @@ def _weighting(axes: Any, chart: Weighting) -> None:
     edges, shares = chart.edges, chart.shares
     axes.set_xscale("log")
     axes.set_xlim(edges[0], last)
-    axes.bar(edges[:-1], shares, [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)], align="edge",
-             color=COLOURS[0], alpha=0.35, linewidth=0, label="share of tokens")  # fmt: skip
+    widths = [b - a for a, b in itertools.pairwise(edges)]
+    look = {"color": COLOURS[0], "alpha": 0.35, "linewidth": 0, "label": "share of tokens"}
+    axes.bar(edges[:-1], shares, widths, align="edge", **look)
     axes.set_xlabel(chart.unit)
     axes.set_ylabel("share of tokens")
     weight = axes.twinx()
@@ -168,7 +168,8 @@ def _weighting(axes: Any, chart: Weighting) -> None:
     weight.set_ylim(0, 1)
     weight.set_ylabel("weight f")
     decades = range(math.ceil(math.log10(edges[0]) - 1e-9), math.floor(math.log10(last)) + 1)
-    axes.set_xticks([10.0**e for e in decades if e % 2 == 0], [f"{10.0**e:g}" for e in decades if e % 2 == 0])
+    shown = [10.0**e for e in decades if e % 2 == 0]
+    axes.set_xticks(shown, [f"≤ {shown[0]:g}", *(f"{tick:g}" for tick in shown[1:])])  # the first bin takes the rest
     axes.set_xticks([], minor=True)
 
 

@@ -56,7 +56,9 @@ def _training(main: RunView, views: Sequence[RunView]) -> Figure:
         figure.missing.append(f"Held-out Avg@k and Pass@k (Fig. 6): {_EVALUATED}")
     length = ("length", "Completion length", "tokens, mean", views, "completions/mean_length")
     figure.add(_compare(*length, paper="Fig. 6", from_zero=True), _LOGGED)
-    figure.add(_compare("entropy", "Entropy of the policy", "nats per token", views, "entropy", paper="Fig. 7"), _LOGGED)
+    figure.add(
+        _compare("entropy", "Entropy of the policy", "nats per token", views, "entropy", paper="Fig. 7"), _LOGGED
+    )
     figure.add(_routes(main), _LOGGED)
     return figure
 
@@ -70,7 +72,8 @@ def _domains(main: RunView, views: Sequence[RunView]) -> Figure:
     benchmarks = main.benchmarks()
     if len({task for task, _ in benchmarks}) < 2:
         figure.missing.append(
-            "In and out of domain (Fig. 5): needs evaluations on a second task; scgrpo eval --run RUN --task NAME adds one."
+            "In and out of domain (Fig. 5): needs evaluations on a second task; scgrpo eval --run RUN --task NAME "
+            "adds one."
         )
         return figure
     for key, title in (("avg_at_k", "Avg@k"), ("pass_at_k", "Pass@k")):
@@ -106,18 +109,28 @@ def _time(views: Sequence[RunView]) -> Figure:
     figure = Figure(
         "time",
         "Time",
-        "Update: forward and backward of the loss. Scoring: the conditioned pass, and the weights made of it.",
+        "Sampling: with grading. Scoring: the conditioned pass, and the weights made of it. Update: forward and "
+        "backward of the loss.",
     )
     times = [own for own in map(step_time, views) if own is not None]
     bars = {own.run: [own.sampling, own.scoring, own.update] for own in times}
     note = "Means over the logged steps but the first."
-    figure.add(Bars("time", "Seconds per step, by part", "seconds", list(PARTS), bars, note=note, paper="Fig. 3"), _LOGGED)
+    figure.add(
+        Bars("time", "Seconds per step, by part", "seconds", list(PARTS), bars, note=note, paper="Fig. 3"), _LOGGED
+    )
     figure.add(_compare("step_time", "Time per step", "seconds", views, "step_time", from_zero=True), _LOGGED)
     return figure
 
 
 def _compare(
-    key: str, title: str, unit: str, views: Sequence[RunView], metric: str, *, paper: str = "", from_zero: bool = False
+    key: str,
+    title: str,
+    unit: str,
+    views: Sequence[RunView],
+    metric: str,
+    *,
+    paper: str = "",
+    from_zero: bool = False,
 ) -> Chart:
     lines = []
     for style, view in enumerate(views):
@@ -164,17 +177,23 @@ def _weightings(view: RunView, spreads: Sequence[Spread]) -> list[Weighting]:
     if view.median("credit/token_kl_p75") is None:  # the threshold is one of something else than D
         return []
     logged = list(zip(*view.series("credit/threshold"), strict=True))
-    chosen = {spread.step: spread for spread in (spreads[0], spreads[len(spreads) // 2], spreads[-1])} if spreads else {}
+    chosen = (
+        {spread.step: spread for spread in (spreads[0], spreads[len(spreads) // 2], spreads[-1])} if spreads else {}
+    )
     charts = []
     for step, spread in chosen.items():
         # Rollouts are counted by the steps done when they were sampled, metrics by those done afterwards.
         c = next((value for at, value in logged if at > step and math.isfinite(value)), None)
         if c is None:
             continue
-        zero = f"{number(100 * spread.near_zero[-1])} % of {spread.num_tokens} recorded tokens have D < {NEAR_ZERO[-1]}"
+        zero = (
+            f"{number(100 * spread.near_zero[-1])} % of {spread.num_tokens} recorded tokens have D < {NEAR_ZERO[-1]}"
+        )
         note = f"c = {number(c)} nats; {zero}."
         title = f"Weight function, step {step}"
-        charts.append(Weighting(f"weight-{step}", title, "D, nats", EDGES, spread.shares, c, note=note, paper="Fig. 8"))
+        charts.append(
+            Weighting(f"weight-{step}", title, "D, nats", EDGES, spread.shares, c, note=note, paper="Fig. 8")
+        )
     return charts
 
 

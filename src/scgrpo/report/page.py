@@ -145,6 +145,10 @@ def render(name: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         loader=jinja2.FunctionLoader(lambda wanted: (templates / wanted).read_text(encoding="utf-8")),
     )
-    environment.filters |= {"number": number, "percent": summary.percent, "dashes": lambda style: line_style(style)[1]}
+    environment.filters |= {
+        "number": number,
+        "percent": summary.percent,
+        "dashes": lambda style: line_style(style)[1],
+    }
     style = Markup((templates / "report.css").read_text(encoding="utf-8"))
     return environment.get_template(name).render(content, style=style)

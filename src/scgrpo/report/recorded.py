@@ -59,7 +59,9 @@ def read_recorded(view: RunView) -> Recorded:
 
 def spread(step: int, rows: Sequence[RolloutRow]) -> Spread | None:
     """Distribution of D over the tokens the policy produced in scored rollouts; None where there are none."""
-    values = [d for row in rows if is_scored(row) for d, mine in zip(row.token_kl or [], row.mask, strict=True) if mine]
+    values = [
+        d for row in rows if is_scored(row) for d, mine in zip(row.token_kl or [], row.mask, strict=True) if mine
+    ]
     values = [d for d in values if math.isfinite(d)]
     if not values:
         return None

@@ -59,7 +59,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """Avg@k and Pass@k in percent. `span`: avg is a range over variants of a method, not a value with its interval."""
+    """Avg@k and Pass@k in percent. `span`: avg is a range over variants of a method, not a value and its interval."""
 
     avg: Bounds
     passed: Bounds | None = None
@@ -75,10 +75,10 @@ class Cell:
         return text if self.k == paper.K else f"{text} (k = {self.k})"
 
     @property
-    def interval(self) -> str:
-        """95 % intervals, as far as they are known."""
+    def intervals(self) -> list[str]:
+        """95 % intervals of Avg and of Pass, as far as they are known."""
         known = [b for b in (self.avg, self.passed) if b is not None and b[1] is not None and b[2] is not None]
-        return "" if self.span else " / ".join(f"[{low:.1f}, {high:.1f}]" for _, low, high in known)
+        return [] if self.span else [f"[{low:.1f}, {high:.1f}]" for _, low, high in known]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class Table:
 
 def build_tables(views: Sequence[RunView]) -> list[Table]:
     """Tables 1 to 3, and one of the runs that have no place in them, if there are any."""
-    own_columns = [c for c in dict.fromkeys(_column(t) for v in views for t, _ in v.benchmarks()) if c not in _paper_columns()]
+    own_columns = [
+        c for c in dict.fromkeys(_column(t) for v in views for t, _ in v.benchmarks()) if c not in _paper_columns()
+    ]
     main = Table(1, "Main results, Avg@8 / Pass@8", [*_paper_columns(), *own_columns])
     for name, scores in paper.MAIN.items():
         told = {c: Cell(_exact(s[0]), _exact(s[1])) for c, s in zip(_paper_columns(), scores, strict=True) if s}
@@ -114,7 +116,9 @@ def build_tables(views: Sequence[RunView]) -> list[Table]:
     span = Cell((None, *paper.ADDITIVE_LOSS), span=True)
     name = "additive loss: forward, reverse or both, beta 0.1 or 0.03 → 0.1"
     loss.rows[name] = [Entry(name, paper.MODEL, {"LCB v6": span})]
-    loss.rows["SC-GRPO"] = [Entry("SC-GRPO", paper.MODEL, {"LCB v6": Cell(_exact(43.22))})]
+    loss.rows["SC-GRPO"] = [
+        Entry("SC-GRPO", paper.MODEL, {"LCB v6": Cell(_exact(paper.ABLATIONS[paper.FULL_METHOD]))})
+    ]
     ablations = Table(3, "Ablations of SC-GRPO, Avg@8", ["LCB v6", *own_columns])
     for name, avg in paper.ABLATIONS.items():
         ablations.rows[name] = [Entry(name, paper.MODEL, {"LCB v6": Cell(_exact(avg))})]
@@ -207,11 +211,12 @@ def _entry(view: RunView, *, both: bool) -> Entry:
     }
     facts = [f"{name} = {number(value)}" for name, value in changed.items()] if view.train.get("credit") else []
     facts += [] if cells else ["no evaluation after training"]
-    return Entry(f"{view.label}, {view.folder}", model_name(view), cells, ours=True, note=", ".join(facts))
+    name = view.label if view.label.endswith(view.folder) else f"{view.label}, {view.folder}"
+    return Entry(name, model_name(view), cells, ours=True, note=", ".join(facts))
 
 
 def _cells(view: RunView, end: int, *, both: bool) -> dict[str, Cell]:
-    """Scores before (`end` 0) or after (1) training; where a task was evaluated with several k, the paper's counts."""
+    """Scores before (`end` 0) or after (1) training; of several k on one task, the paper's counts."""
     cells: dict[str, Cell] = {}
     for benchmark in sorted(view.benchmarks(), key=lambda b: b[1] == paper.K):
         record = view.before_after(benchmark)[end]

@@ -38,12 +38,12 @@ class TimeRow:
     """One row of the table, as text."""
 
     run: str
-    sampling: str
-    scoring: str
-    update: str
-    whole: str
-    update_overhead: str
-    whole_overhead: str
+    update_overhead: str = NOTHING
+    whole_overhead: str = NOTHING
+    sampling: str = NOTHING
+    scoring: str = NOTHING
+    update: str = NOTHING
+    whole: str = NOTHING
 
 
 def baseline(views: Sequence[RunView]) -> RunView | None:
@@ -76,13 +76,13 @@ def time_rows(views: Sequence[RunView]) -> list[TimeRow]:
     for label, own in times.items():
         if own is None:
             continue
-        parts = (duration(x) for x in (own.sampling, own.scoring, own.update, own.whole))
         over = (NOTHING, NOTHING)
         if base is not None and own is not base:
             over = (_over(own.update_with_scoring, base.update_with_scoring), _over(own.whole, base.whole))
-        rows.append(TimeRow(label, *parts, *over))
+        sampling, scoring, update, whole = map(duration, (own.sampling, own.scoring, own.update, own.whole))
+        rows.append(TimeRow(label, *over, sampling, scoring, update, whole))
     told = [
-        TimeRow(f"the paper, {name}", *[NOTHING] * 4, f"{update:+.0f} %", f"{whole:+.0f} %")
+        TimeRow(f"the paper, {name}", f"{update:+.0f} %", f"{whole:+.0f} %")
         for name, (update, whole) in paper.OVERHEAD.items()
     ]
     return [*rows, *told] if rows else []
