@@ -163,8 +163,10 @@ def _weighting(axes: Any, chart: Weighting) -> None:
     weight.tick_params(length=2)
     points = [edges[0] * (last / edges[0]) ** (i / 80) for i in range(81)]
     colour, dashes = line_style(1)
-    weight.plot(points, [d / (d + chart.c) for d in points], color=colour, linestyle=dashes, linewidth=1.5, label="f")
-    weight.axvline(chart.c, color=INK, linestyle="dashed", linewidth=0.8)
+    weight.plot(
+        points, [d / (d + chart.c) for d in points], color=colour, linestyle=dashes, linewidth=1.5, label="weight f"
+    )
+    weight.axvline(chart.c, color=INK, linestyle="dashed", linewidth=0.8, label="c")
     weight.set_ylim(0, 1)
     weight.set_ylabel("weight f")
     decades = range(math.ceil(math.log10(edges[0]) - 1e-9), math.floor(math.log10(last)) + 1)

@@ -76,7 +76,7 @@ def _domains(main: RunView, views: Sequence[RunView]) -> Figure:
             "adds one."
         )
         return figure
-    for key, title in (("avg_at_k", "Avg@k"), ("pass_at_k", "Pass@k")):
+    for key, title in (("avg_at_k", "Avg@k by task"), ("pass_at_k", "Pass@k by task")):
         changes = [
             Change(_with_domain(main, benchmark), view.label, style, *ends)
             for benchmark in benchmarks
