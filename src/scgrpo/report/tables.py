@@ -45,6 +45,7 @@ _ABLATIONS: dict[tuple[str, Any], str] = {
     ("credit_quantile", 0.5): "c = p50 of D",
     ("credit_alpha", 0.2): "alpha = 0.2",
 }
+_ADDITIVE = "additive loss: forward, reverse or both, beta 0.1 or 0.03 → 0.1"
 _COLUMNS = {
     "aime24": "AIME24",
     "aime2024": "AIME24",
@@ -104,34 +105,35 @@ class Table:
 
 def build_tables(views: Sequence[RunView]) -> list[Table]:
     """Tables 1 to 3, and one of the runs that have no place in them, if there are any."""
-    own_columns = [
-        c for c in dict.fromkeys(_column(t) for v in views for t, _ in v.benchmarks()) if c not in _paper_columns()
-    ]
-    main = Table(1, "Main results, Avg@8 / Pass@8", [*_paper_columns(), *own_columns])
-    for name, scores in paper.MAIN.items():
-        told = {c: Cell(_exact(s[0]), _exact(s[1])) for c, s in zip(_paper_columns(), scores, strict=True) if s}
-        main.rows[name] = [Entry(name, paper.MODEL, told)]
+    columns = dict.fromkeys(_column(task) for view in views for task, _ in view.benchmarks())
+    main, loss, ablations = _paper_tables([column for column in columns if column not in _paper_columns()])
     main.rows[paper.MODEL] += _starts(views)
-    loss = Table(2, "KL as an additive loss instead of a weight, Avg@8", ["LCB v6", *own_columns])
-    span = Cell((None, *paper.ADDITIVE_LOSS), span=True)
-    name = "additive loss: forward, reverse or both, beta 0.1 or 0.03 → 0.1"
-    loss.rows[name] = [Entry(name, paper.MODEL, {"LCB v6": span})]
-    loss.rows["SC-GRPO"] = [
-        Entry("SC-GRPO", paper.MODEL, {"LCB v6": Cell(_exact(paper.ABLATIONS[paper.FULL_METHOD]))})
-    ]
-    ablations = Table(3, "Ablations of SC-GRPO, Avg@8", ["LCB v6", *own_columns])
-    for name, avg in paper.ABLATIONS.items():
-        ablations.rows[name] = [Entry(name, paper.MODEL, {"LCB v6": Cell(_exact(avg))})]
     rest = Table(0, "Runs that are none of these rows", main.columns)
     for view in views:
-        places = [(main, main_row(view)), (ablations, ablation_row(view))]
-        places += [(loss, "SC-GRPO")] if places[0][1] == "SC-GRPO" else []
+        places = ((main, main_row(view)), (loss, loss_row(view)), (ablations, ablation_row(view)))
         found = [(table, row) for table, row in places if row is not None]
         for table, row in found:
             table.rows[row].append(_entry(view, both=table is main))
         if not found:
             rest.rows[view.label] = [_entry(view, both=True)]
     return [main, loss, ablations, *([rest] if rest.rows else [])]
+
+
+def _paper_tables(own_columns: list[str]) -> tuple[Table, Table, Table]:
+    """The paper's numbers alone, with columns for ours."""
+    main = Table(1, "Main results, Avg@8 / Pass@8", [*_paper_columns(), *own_columns])
+    for name, scores in paper.MAIN.items():
+        told = {c: Cell(_exact(s[0]), _exact(s[1])) for c, s in zip(_paper_columns(), scores, strict=True) if s}
+        main.rows[name] = [Entry(name, paper.MODEL, told)]
+
+    def on_lcb(number: int, title: str, cells: dict[str, Cell]) -> Table:
+        rows = {name: [Entry(name, paper.MODEL, {"LCB v6": cell})] for name, cell in cells.items()}
+        return Table(number, title, ["LCB v6", *own_columns], rows)
+
+    scores = {name: Cell(_exact(avg)) for name, avg in paper.ABLATIONS.items()}
+    variants = {_ADDITIVE: Cell((None, *paper.ADDITIVE_LOSS), span=True), "SC-GRPO": scores[paper.FULL_METHOD]}
+    loss = on_lcb(2, "KL as an additive loss instead of a weight, Avg@8", variants)
+    return main, loss, on_lcb(3, "Ablations of SC-GRPO, Avg@8", scores)
 
 
 def main_row(view: RunView) -> str | None:
@@ -142,6 +144,11 @@ def main_row(view: RunView) -> str | None:
     if train.get("method") not in (None, "grpo", "sc_grpo") or differences(view):
         return None
     return {"uniform": "GRPO", "sc_grpo": "SC-GRPO"}.get(str(train.get("credit")))
+
+
+def loss_row(view: RunView) -> str | None:
+    """Row of Table 2 that a run belongs to, None if to none."""
+    return "SC-GRPO" if main_row(view) == "SC-GRPO" else None
 
 
 def ablation_row(view: RunView) -> str | None:
