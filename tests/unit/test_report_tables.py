@@ -80,6 +80,9 @@ def test_the_papers_settings_are_the_trainers_defaults() -> None:
         ("dapo", {"method": "dapo", "loss_type": "dapo"}, "DAPO", None),
         ("reinforce++", {"method": "reinforce++", "credit": "reinforce++"}, "REINFORCE++", None),
         ("rlsd", {"credit": "rlsd"}, None, None),
+        ("opsd", {"method": "opsd", "distill_coef": 1.0}, "OPSD", None),
+        ("sc_grpo", {"distill_coef": 0.1}, None, None),
+        ("uniform", {"distill_coef": 0.0, "distill_start_coef": 0.03}, None, None),
     ],
 )
 def test_a_run_has_the_row_of_its_settings(
@@ -115,6 +118,16 @@ def test_rows_and_columns(tmp_path: Path) -> None:
     assert ablated.note == "credit_alpha = 0.2, credit_floor = 0.01"
     (other,) = rest.rows["sc_grpo, c"]
     assert (other.name, other.note) == ("sc_grpo, c", "credit_mix = 0.5")
+
+
+def test_the_additive_loss_has_its_row_and_says_which(tmp_path: Path) -> None:
+    settings = {"method": "grpo_kl", "distill_coef": 0.1, "distill_divergence": "reverse", "distill_start_coef": 0.0}
+    main, loss, _ = build_tables([view(make(tmp_path / "run", "grpo_kl", **settings))])
+    told, ours = next(iter(loss.rows.values()))
+    assert told.cells["LCB v6"].span
+    assert ours.note == "distill_coef = 0.1, distill_divergence = reverse"
+    assert ours.cells["reach"].text == "40.00"
+    assert [len(entries) for entries in main.rows.values()] == [2, 1, 1, 1, 1, 1]
 
 
 def test_the_mean_needs_all_five(tmp_path: Path) -> None:

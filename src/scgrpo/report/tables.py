@@ -45,6 +45,14 @@ _ABLATIONS: dict[tuple[str, Any], str] = {
     ("credit_quantile", 0.5): "c = p50 of D",
     ("credit_alpha", 0.2): "alpha = 0.2",
 }
+# What tells variants of a distillation loss apart, where there is one.
+_DISTILLATION = (
+    "distill_coef",
+    "distill_start_coef",
+    "distill_warmup_steps",
+    "distill_divergence",
+    "distill_context",
+)
 _ADDITIVE = "additive loss: forward, reverse or both, beta 0.1 or 0.03 → 0.1"
 _COLUMNS = {
     "aime24": "AIME24",
@@ -130,16 +138,16 @@ def _paper_tables(own_columns: list[str]) -> tuple[Table, Table, Table]:
         rows = {name: [Entry(name, paper.MODEL, {"LCB v6": cell})] for name, cell in cells.items()}
         return Table(number, title, ["LCB v6", *own_columns], rows)
 
-    scores = {name: Cell(_exact(avg)) for name, avg in paper.ABLATIONS.items()}
-    variants = {_ADDITIVE: Cell((None, *paper.ADDITIVE_LOSS), span=True), "SC-GRPO": scores[paper.FULL_METHOD]}
+    ablations = {name: Cell(_exact(avg)) for name, avg in paper.ABLATIONS.items()}
+    variants = {_ADDITIVE: Cell((None, *paper.ADDITIVE_LOSS), span=True), "SC-GRPO": ablations[paper.FULL_METHOD]}
     loss = on_lcb(2, "KL as an additive loss instead of a weight, Avg@8", variants)
-    return main, loss, on_lcb(3, "Ablations of SC-GRPO, Avg@8", scores)
+    return main, loss, on_lcb(3, "Ablations of SC-GRPO, Avg@8", ablations)
 
 
 def main_row(view: RunView) -> str | None:
     """Row of Table 1 that a run belongs to, None if to none."""
     label, train = view.config.get("label"), view.train
-    if label in ("dapo", "reinforce++"):
+    if label in ("dapo", "reinforce++", "opsd"):
         return str(label).upper()
     if train.get("method") not in (None, "grpo", "sc_grpo") or differences(view):
         return None
@@ -148,6 +156,8 @@ def main_row(view: RunView) -> str | None:
 
 def loss_row(view: RunView) -> str | None:
     """Row of Table 2 that a run belongs to, None if to none."""
+    if view.config.get("label") == "grpo_kl":
+        return _ADDITIVE
     return "SC-GRPO" if main_row(view) == "SC-GRPO" else None
 
 
@@ -170,7 +180,11 @@ def differences(view: RunView) -> dict[str, Any]:
     if changed.get("credit_anneal_steps") == 0:
         del changed["credit_anneal_steps"]
     high = view.train.get("epsilon_high")
-    return changed | ({"epsilon_high": high} if high not in (None, PAPER_SETTINGS["epsilon"]) else {})
+    if high not in (None, PAPER_SETTINGS["epsilon"]):
+        changed["epsilon_high"] = high
+    if view.train.get("distill_coef") or view.train.get("distill_start_coef"):
+        changed |= {name: view.train[name] for name in _DISTILLATION if view.train.get(name)}
+    return changed
 
 
 def tables_csv(tables: Sequence[Table]) -> str:
