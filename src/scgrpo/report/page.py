@@ -17,7 +17,7 @@ from scgrpo.report.heatmap import LEVELS, build_sections
 from scgrpo.report.recorded import read_recorded
 from scgrpo.report.tables import build_tables, model_name, tables_csv
 from scgrpo.report.text import number
-from scgrpo.report.timing import baseline, time_rows
+from scgrpo.report.timing import baseline, paper_rows, time_rows
 from scgrpo.report.view import RunView, load_views, load_views_apart
 from scgrpo.runs.files import replace_text
 
@@ -89,6 +89,7 @@ def _content(main: RunView, others: list[RunView], notes: list[str]) -> dict[str
         "changed": [sentence for view in views for sentence in summary.changed_problems(view)],
         "costs": summary.cost_rows(views),
         "times": time_rows(views),
+        "paper_times": paper_rows(),
         "plain": getattr(baseline(views), "label", ""),
         "figures": {figure.key: figure for figure in figures},
         "pictures": {figure.key: _pictures(figure) for figure in figures},

@@ -68,7 +68,7 @@ def step_time(view: RunView) -> StepTime | None:
 
 
 def time_rows(views: Sequence[RunView]) -> list[TimeRow]:
-    """Runs, then the paper's overheads; none where no run has the parts."""
+    """Runs that logged the parts, with their overhead over the one with uniform credit."""
     times = {view.label: step_time(view) for view in views}
     plain = baseline(views)
     base = times[plain.label] if plain is not None else None
@@ -81,11 +81,15 @@ def time_rows(views: Sequence[RunView]) -> list[TimeRow]:
             over = (_over(own.update_with_scoring, base.update_with_scoring), _over(own.whole, base.whole))
         sampling, scoring, update, whole = map(duration, (own.sampling, own.scoring, own.update, own.whole))
         rows.append(TimeRow(label, *over, sampling, scoring, update, whole))
-    told = [
+    return rows
+
+
+def paper_rows() -> list[TimeRow]:
+    """The paper's overheads."""
+    return [
         TimeRow(f"the paper, {name}", f"{update:+.0f} %", f"{whole:+.0f} %")
         for name, (update, whole) in paper.OVERHEAD.items()
     ]
-    return [*rows, *told] if rows else []
 
 
 def _over(own: float, base: float) -> str:
