@@ -199,3 +199,59 @@ def test_usage_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
     assert main(["--help"]) == 0
     assert main(["trian"]) == 2
     assert "unknown command" in capsys.readouterr().err
+
+
+def test_eval_adds_another_task_to_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train(tmp_path / "run", "--compare_with", "none") == 0
+    run = ["eval", "--run", str(tmp_path / "run")]
+
+    def evals() -> list[dict]:
+        lines = (tmp_path / "run" / "evals.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    assert main([*run, "--task", "countdown"]) == 0
+    own, other = evals()[:2], evals()[2:]
+    assert [(e["task"], e["label"], e["step"]) for e in other] == [
+        ("countdown", "before", 0),
+        ("countdown", "after", 2),
+    ]
+    for name in ("k", "num_problems", "temperature", "top_p", "max_new_tokens"):
+        assert {e[name] for e in other} == {own[0][name]}, "as the run evaluates"
+    assert main([*run, "--task", "countdown", "--problems", "2"]) == 0
+    assert [e["label"] for e in evals()[4:]] == ["after"], "where it started is known"
+    assert main(run) == 0
+    again = evals()[-1]
+    assert (again["task"], again["step"], again["per_problem"]) == ("reach", 2, own[1]["per_problem"])
+    assert "after training, reach:" in capsys.readouterr().out
+
+
+def test_eval_of_a_run_without_a_model_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from scgrpo.runs import RunDirectory
+
+    RunDirectory.create(tmp_path / "run").write_config({"run": {"task": "reach"}})
+    assert main(["eval", "--run", str(tmp_path / "run")]) == 2
+    assert "has no trained model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["eval", "--task", "reach"])
+    assert "either --model or --run" in capsys.readouterr().err
+
+
+def test_reports_of_every_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert train(tmp_path / "run") == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "run", "--png"]) == 0
+    assert main(["report", "run", "--pngs", "pictures"]) == 0
+    assert main(["report", "--tables", "run", "run-uniform"]) == 0
+    written = capsys.readouterr().out.split()
+    assert {"run/curves.png", "tables.html", "tables.csv"} < set(written)
+    assert any(name.startswith("pictures/") and "fig3" in name for name in written), "parts of the step were logged"
+    assert all(Path(name).stat().st_size > 0 for name in written)
+    lines = Path("tables.csv").read_text().splitlines()
+    assert any(line.startswith("1,SC-GRPO,run,") for line in lines)
+    assert any(line.startswith("1,GRPO,run,") for line in lines)
+    with pytest.raises(SystemExit):
+        main(["report"])
+    assert "give a run directory, or --tables with some" in capsys.readouterr().err

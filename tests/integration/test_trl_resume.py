@@ -14,7 +14,17 @@ from trl_harness import make_trainer, parameters, prompt_rows
 
 from scgrpo.errors import RunError
 
-TIMES = ("runtime", "per_second", "step_time", "teacher_pass_s", "noise_floor", "seconds")
+TIMES = (
+    "runtime",
+    "per_second",
+    "step_time",
+    "teacher_pass_s",
+    "noise_floor",
+    "sampling_s",
+    "scoring_s",
+    "recording_s",
+    "seconds",
+)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "scored in the loss": {"teacher_timing": "loss"},

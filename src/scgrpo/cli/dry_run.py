@@ -13,6 +13,7 @@ from scgrpo.cli.arguments import Parsed, RunArguments
 from scgrpo.cli.setup import make_task, resolve_model
 from scgrpo.errors import DataError
 from scgrpo.integrations.trl import SCGRPOConfig
+from scgrpo.integrations.trl.presets import label
 from scgrpo.tasks.base import Row, Task, Verdict
 from scgrpo.teacher.prompts import Prompt, get_template, teacher_prompt, transcript
 from scgrpo.tiny.base_models import PREFIX, parse_reference
@@ -63,7 +64,7 @@ def _rollout_plan(parsed: Parsed) -> str:
     return (
         f"{steps}; each generation batch: {prompts} prompts x {t.num_generations} rollouts of at most "
         f"{t.max_completion_length} tokens, trained in {t.steps_per_generation} micro-batch(es) of "
-        f"{t.per_device_train_batch_size} per process; credit: {t.credit}, loss: {t.loss_type}"
+        f"{t.per_device_train_batch_size} per process; method: {label(t.method, t.credit)}, loss: {t.loss_type}"
     )
 
 

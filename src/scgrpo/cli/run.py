@@ -168,7 +168,9 @@ class _HeldOut:
             return None
         if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
             if label == "before" and self.trainer.accelerator.is_main_process:
-                self.console.print("No evaluation while weights are sharded: run `scgrpo eval` on the saved model.")
+                self.console.print(
+                    "No evaluation while weights are sharded: `scgrpo eval --run` makes it afterwards."
+                )
             return None
         record = None
         with self.trainer.meter.paused():

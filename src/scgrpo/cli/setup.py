@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scgrpo.cli.arguments import Parsed
+from scgrpo.cli.arguments import Parsed, RunArguments
 from scgrpo.errors import ConfigError
 from scgrpo.tasks import get_task
 from scgrpo.tasks.base import Row, Task
@@ -35,10 +35,15 @@ def make_task(parsed: Parsed) -> Task | None:
     """The configured task; TRL's dataset keys are its data source if it has one."""
     if parsed.run.task is None:
         return None
-    options = dict(parsed.run.task_settings)
-    if parsed.run.dataset_name is not None:
-        options = {key: getattr(parsed.run, key) for key in _TASK_DATA_KEYS} | options
-    return get_task(parsed.run.task, **options)
+    return get_task(parsed.run.task, **task_options(parsed.run))
+
+
+def task_options(run: RunArguments) -> dict[str, Any]:
+    """What the configured task is made with."""
+    options = run.task_settings
+    if run.dataset_name is not None:
+        return {key: getattr(run, key) for key in _TASK_DATA_KEYS} | options
+    return options
 
 
 def load_problem(parsed: Parsed, task: Task | None) -> Problem:

@@ -148,7 +148,7 @@ def _table(results: dict[str, list[Record]]) -> Table:
     """Two rows per method, narrow enough for 80 columns."""
     k = next(record for evaluations in results.values() for record in evaluations)["k"]
     table = Table(title=f"held-out problems, {k} samples each, 95 % intervals over problems")
-    for column in ("credit", "", f"Avg@{k}", f"Pass@{k}", "problems"):
+    for column in ("method", "", f"Avg@{k}", f"Pass@{k}", "problems"):
         table.add_column(column, justify="right" if "@" in column else "left", no_wrap=True)
     for method, evaluations in results.items():
         ends = {"before": evaluations[0], "after": evaluations[-1]} if len(evaluations) > 1 else {}

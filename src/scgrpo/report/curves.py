@@ -1,43 +1,25 @@
-"""Draws charts with matplotlib: as SVG inside the page, or all in one PNG."""
+"""Charts as pictures: SVG inside the page, all in one PNG, or a PNG each."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scgrpo.errors import MissingExtraError, RunError
-from scgrpo.report.charts import Chart, Line, build_charts, trailing_mean
-from scgrpo.report.view import load_views
+from scgrpo.report.charts import Shape
+from scgrpo.report.draw import COLOURS, FAINT, INK, RC, draw, size
+from scgrpo.report.figures import build_figures
+from scgrpo.report.recorded import read_recorded
+from scgrpo.report.view import RunView, load_views
 from scgrpo.runs.files import replace_file
-
-# Drawn in these colours; in the page each becomes a CSS variable, so that it can follow a dark theme.
-INK, FAINT = "#1d2329", "#c9ced4"
-COLOURS = ("#1f5fa8", "#b4500a", "#2a7446", "#86398b", "#6f6200", "#9c2b3a")
-DASHES = ("solid", "dashed", "dashdot", "dotted")
-_RC = {
-    "font.family": "sans-serif",
-    "font.size": 8.0,
-    "text.parse_math": False,  # a run called "$x$" is a name, not a formula
-    "svg.fonttype": "none",
-    "svg.hashsalt": "scgrpo",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "grid.color": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-_SIZE = (4.3, 2.5)  # inches per chart
-_SMALLEST_D = 1e-6  # nats; the log axis ends here, zeros are drawn on it
 
 
 def write_png(run: Path, out: Path | None = None, beside: Sequence[Path] = ()) -> Path:
-    """Write all curves of a run, with those of the runs beside it, as one PNG.
+    """Write all charts of a run, with those of the runs beside it, as one PNG.
 
     Args:
         run: run directory.
@@ -48,31 +30,52 @@ def write_png(run: Path, out: Path | None = None, beside: Sequence[Path] = ()) -
         The file written.
 
     Raises:
-        RunError: not a run, damaged, or without any curve.
+        RunError: not a run, damaged, or without any chart.
         MissingExtraError: matplotlib is not installed.
     """
-    main, others, _ = load_views(Path(run), [Path(path) for path in beside])
-    charts = build_charts(main, others).drawn
-    if not charts:
-        raise RunError(f"{run} has neither metrics nor evaluations to draw.", "Log at least one step first.")
+    main, charts = _charts(run, beside)
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
 
     columns = min(3, len(charts))
     lines = -(-len(charts) // columns)
+    width, height = 4.3, 2.5
     out = main.run.png_path if out is None else Path(out)
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(_SIZE[0] * columns, _SIZE[1] * lines * 1.25), layout="constrained")
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(width * columns, height * lines * 1.25), layout="constrained")
         for index, chart in enumerate(charts):
-            axes = figure.add_subplot(lines, columns, index + 1)
-            _draw(axes, chart)
-            axes.set_title(chart.title, fontsize=9, loc="left")
-            axes.legend(fontsize=7, frameon=False)
+            _titled(figure.add_subplot(lines, columns, index + 1), chart)
         replace_file(out, lambda file: figure.savefig(file, format="png", dpi=150))
     return out
 
 
-def svg(chart: Chart, prefix: str) -> str:
+def write_pngs(run: Path, folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
+    """Write each chart of a run as a PNG of its own into a folder, which is made; otherwise as `write_png`.
+
+    Names have the chart's place on the page, the paper's figure if there is one, and the chart: `02-fig6-reward.png`.
+
+    Returns:
+        The files written.
+    """
+    _, charts = _charts(run, beside)
+    matplotlib = _matplotlib()
+    from matplotlib.figure import Figure
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for place, chart in enumerate(charts, start=1):
+        name = re.sub(r"[^\w@-]+", "-", f"{chart.paper.replace('Fig. ', 'fig')} {chart.key}".strip())[:80]
+        with matplotlib.rc_context(RC):
+            width, height = size(chart)
+            figure = Figure(figsize=(width, height + 0.3 + 0.15 * len(chart.legend)), layout="constrained")
+            _titled(figure.add_subplot(), chart)
+            written.append(folder / f"{place:02d}-{name}.png")
+            replace_file(written[-1], partial(figure.savefig, format="png", dpi=200))
+    return written
+
+
+def svg(chart: Shape, prefix: str) -> str:
     """A chart as an `<svg>` element for an HTML page: no script, no address, ids that start with `prefix`.
 
     Raises:
@@ -82,60 +85,30 @@ def svg(chart: Chart, prefix: str) -> str:
     from matplotlib.figure import Figure
 
     buffer = io.StringIO()
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        _draw(figure.add_subplot(), chart)
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=size(chart), layout="constrained")
+        draw(figure.add_subplot(), chart)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _embeddable(buffer.getvalue(), prefix)
 
 
-def _draw(axes: Any, chart: Chart) -> None:
-    if chart.log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
-    for line in chart.lines:
-        _draw_line(axes, line, floor=_SMALLEST_D if chart.log else None)
-    if chart.from_zero:
-        axes.set_ylim(bottom=0)
-    axes.set_xlabel("step")
-    axes.set_ylabel(chart.unit)
-    axes.grid(axis="y", linewidth=0.5)
-    axes.tick_params(length=2)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+def _charts(run: Path, beside: Sequence[Path]) -> tuple[RunView, list[Shape]]:
+    main, others, _ = load_views(Path(run), [Path(path) for path in beside])
+    charts = [chart for part in build_figures(main, others, read_recorded(main)) for chart in part.charts]
+    if not charts:
+        raise RunError(f"{run} has neither metrics nor evaluations to draw.", "Log at least one step first.")
+    return main, charts
 
 
-def _draw_line(axes: Any, line: Line, floor: float | None) -> None:
-    def shown(values: list[float]) -> list[float]:
-        return values if floor is None else [max(v, floor) if v == v else v for v in values]
-
-    colour, dashes = line_style(line.style)
-    smoothed = shown(trailing_mean(line.values, line.smooth))
-    if line.smooth > 1:
-        axes.plot(line.steps, shown(line.values), color=colour, linewidth=0.7, alpha=0.3)
-    alone = "o" if line.markers or len(line.steps) == 1 else None
-    axes.plot(
-        line.steps,
-        smoothed,
-        color=colour,
-        linestyle=dashes,
-        linewidth=1.5,
-        marker=alone,
-        markersize=3.5,
-        label=line.name,
-    )
-    if line.low is not None and line.high is not None:
-        low, high = shown(line.low), shown(line.high)
-        axes.fill_between(line.steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        if line.markers:
-            axes.vlines(line.steps, low, high, color=colour, linewidth=1)
-
-
-def line_style(style: int) -> tuple[str, str]:
-    """(colour, dashes) of a line; -1 is the ink of the text, dashed."""
-    if style < 0:
-        return INK, "dashed"
-    return COLOURS[style % len(COLOURS)], DASHES[style % len(DASHES)]
+def _titled(axes: Any, chart: Shape) -> None:
+    draw(axes, chart)
+    axes.set_title(f"{chart.title}{f' ({chart.paper})' if chart.paper else ''}", fontsize=9, loc="left")
+    handles, names = axes.get_legend_handles_labels()
+    for twin in axes.get_shared_x_axes().get_siblings(axes):
+        if twin is not axes:
+            more, further = twin.get_legend_handles_labels()
+            handles, names = handles + more, names + further
+    axes.legend(handles, names, fontsize=7, frameon=False)
 
 
 def _embeddable(document: str, prefix: str) -> str:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from scgrpo.errors import MissingExtraError
-from scgrpo.report import summary
-from scgrpo.report.charts import Chart, build_charts
-from scgrpo.report.curves import line_style, svg
-from scgrpo.report.heatmap import LEVELS, build_sections, is_scored
-from scgrpo.report.shares import credit_shares
+from scgrpo.report import paper, summary
+from scgrpo.report.charts import Shape
+from scgrpo.report.curves import svg
+from scgrpo.report.draw import line_style
+from scgrpo.report.figures import Figure, build_figures
+from scgrpo.report.heatmap import LEVELS, build_sections
+from scgrpo.report.recorded import read_recorded
+from scgrpo.report.tables import build_tables, model_name, tables_csv
 from scgrpo.report.text import number
-from scgrpo.report.view import RunView, load_views
-from scgrpo.runs import RolloutRow
+from scgrpo.report.timing import baseline, paper_rows, time_rows
+from scgrpo.report.view import RunView, load_views, load_views_apart
 from scgrpo.runs.files import replace_text
-
-_MOST_STEPS_READ = 20
 
 
 def write_report(run: Path, *, beside: Sequence[Path] = (), out: Path | None = None) -> Path:
@@ -40,77 +41,74 @@ def write_report(run: Path, *, beside: Sequence[Path] = (), out: Path | None = N
         MissingExtraError: jinja2, matplotlib or pyarrow is not installed.
     """
     main, others, notes = load_views(Path(run), [Path(path) for path in beside])
-    page = _render(_content(main, others, notes))
+    page = render("report.html.j2", _content(main, others, notes))
     out = main.run.report_path if out is None else Path(out)
     replace_text(out, page)
     return out
 
 
+def write_tables(runs: Sequence[Path], out: Path) -> list[Path]:
+    """Write the paper's tables 1 to 3 with these runs in their places, as HTML and, beside it, as CSV.
+
+    Args:
+        runs: run directories. Each stands in the row of its method and settings, in the columns of the tasks it was
+            evaluated on after training; runs that fit no row have a table of their own.
+        out: the HTML file; the CSV has its name with `.csv`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RunError: not a run, or damaged.
+        MissingExtraError: jinja2 is not installed.
+    """
+    views = load_views_apart([Path(run) for run in runs])
+    tables = build_tables(views)
+    content = {
+        "tables": tables,
+        "models": list(dict.fromkeys(map(model_name, views))),
+        "paper_model": paper.MODEL,
+        "notes": [f"{view.folder}: {note}" for view in views for note in view.run.notes],
+    }
+    page, sheet = Path(out), Path(out).with_suffix(".csv")
+    replace_text(page, render("tables_page.html.j2", content))
+    replace_text(sheet, tables_csv(tables))
+    return [page, sheet]
+
+
 def _content(main: RunView, others: list[RunView], notes: list[str]) -> dict[str, Any]:
     views = [main, *others]
-    charts = build_charts(main, others)
-    steps = _steps_read(main)
-    rollouts: dict[int, list[RolloutRow]] = {}
-    shares = credit_shares(_walk(main, steps, rollouts))
-    missing = [f"No data for the curve “{title}”." for title in charts.missing]
-    if not steps:
-        missing.append("No rollouts were recorded: no token heatmap, and no account of where the credit went.")
-    elif not shares:
-        missing.append("No recorded rollout was scored under a demonstration: every token has the weight 1.")
+    recorded = read_recorded(main)
+    figures = build_figures(main, others, recorded)
     return {
         "main": main,
         "others": others,
         "notes": notes,
-        "missing": missing,
         "highlights": summary.highlights(main),
         "results": summary.result_rows(views),
         "changed": [sentence for view in views for sentence in summary.changed_problems(view)],
         "costs": summary.cost_rows(views),
-        "figures": [_figure(chart, index) for index, chart in enumerate(charts.drawn)],
-        "sections": build_sections(rollouts),
+        "times": time_rows(views),
+        "paper_times": paper_rows(),
+        "plain": getattr(baseline(views), "label", ""),
+        "figures": {figure.key: figure for figure in figures},
+        "pictures": {figure.key: _pictures(figure) for figure in figures},
+        "sections": build_sections(recorded.ends),
         "levels": range(LEVELS),
-        "shares": shares,
-        "shares_steps": steps,
+        "shares": recorded.shares,
+        "shares_steps": recorded.steps,
+        "tables": build_tables(views),
+        "models": list(dict.fromkeys(map(model_name, views))),
+        "paper_model": paper.MODEL,
         "starts": summary.starts(main),
         "config": summary.config_text(main),
         "files": _files(main),
     }
 
 
-def _figure(chart: Chart, index: int) -> dict[str, Any]:
-    legend = [
-        {"name": line.name, "style": line.style, "dashes": line_style(line.style)[1], "ends": line.ends}
-        for line in sorted(chart.lines, key=lambda line: line.style)
-    ]
-    return {
-        "title": chart.title,
-        "note": chart.note,
-        "unit": chart.unit,
-        "svg": svg(chart, f"f{index}"),
-        "legend": legend,
-    }
-
-
-def _steps_read(view: RunView) -> list[int]:
-    """Recorded steps; of many, some spread evenly, the first and the last among them."""
-    steps = view.run.rollout_steps()
-    if len(steps) > _MOST_STEPS_READ:
-        last = len(steps) - 1
-        steps = [steps[round(i * last / (_MOST_STEPS_READ - 1))] for i in range(_MOST_STEPS_READ)]
-    return steps
-
-
-def _walk(view: RunView, steps: list[int], ends: dict[int, list[RolloutRow]]) -> Iterator[RolloutRow]:
-    """Every rollout of these steps, one step in memory at a time. `ends` keeps the first and the last step, of all
-    and of those with scored rollouts."""
-    scored: list[int] = []
-    for step in steps:
-        rows = ends[step] = view.run.rollouts(step)
-        yield from rows
-        if any(map(is_scored, rows)):
-            scored = [*scored[:1], step]
-        for passed in set(ends) - {steps[0], steps[-1], *scored}:
-            del ends[passed]
+def _pictures(figure: Figure) -> list[tuple[Shape, str]]:
+    """Charts, each with its picture."""
+    return [(chart, svg(chart, f"{figure.key}{index}")) for index, chart in enumerate(figure.charts)]
 
 
 def _files(view: RunView) -> list[tuple[str, str]]:
@@ -127,7 +125,12 @@ def _files(view: RunView) -> list[tuple[str, str]]:
     return [(name, text) for name, text in counts.items() if (run.path / name).exists()]
 
 
-def _render(content: Mapping[str, Any]) -> str:
+def render(name: str, content: Mapping[str, Any]) -> str:
+    """A page from a template of the package.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
     try:
         import jinja2
         from markupsafe import Markup
@@ -137,9 +140,16 @@ def _render(content: Mapping[str, Any]) -> str:
         ) from error
     templates = files("scgrpo.report") / "templates"
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(lambda wanted: (templates / wanted).read_text(encoding="utf-8")),
     )
-    environment.filters |= {"number": number, "percent": summary.percent}
-    template = environment.from_string((templates / "report.html.j2").read_text(encoding="utf-8"))
+    environment.filters |= {
+        "number": number,
+        "percent": summary.percent,
+        "dashes": lambda style: line_style(style)[1],
+    }
     style = Markup((templates / "report.css").read_text(encoding="utf-8"))
-    return template.render(content, style=style)
+    return environment.get_template(name).render(content, style=style)

@@ -25,7 +25,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from scgrpo.credit import Credit, CreditMethod
@@ -34,6 +33,7 @@ from scgrpo.credit.methods import check_finite
 from scgrpo.errors import ConfigError, IncompatibleHostError
 from scgrpo.integrations.trl import compat, gspo, overlong
 from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
+from scgrpo.integrations.trl.callbacks import StepTimes, TeacherUpdate
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.compute import ComputeMeter
 from scgrpo.integrations.trl.conditioning import Conditioned, LocalRollouts, TeacherPromptFn
@@ -118,9 +118,11 @@ class SCGRPOTrainer(GRPOTrainer):
             snapshot_steps=args.teacher_snapshot_steps,
             decay=args.teacher_ema_decay,
         )
-        self.add_callback(_TeacherUpdate(self._teacher))
+        self.add_callback(TeacherUpdate(self._teacher))
         self.meter = ComputeMeter(self.accelerator, policy, self._metrics["train"])
         self.add_callback(self.meter)
+        self._times = StepTimes(self.accelerator.device, partial(self._log_under, "timing"))
+        self.add_callback(self._times)
         self._evidence = EvidenceOfAll(
             self.accelerator,
             conditioner(self, policy, teacher_prompt_fn),
@@ -166,11 +168,13 @@ class SCGRPOTrainer(GRPOTrainer):
         # Dropout is on in TRL's pass; its hidden states are the policy's own only where there is none.
         self._capturing = self.model.training and not has_dropout(self.model)
         self._captured = None
-        batch, rollouts = self._sample(inputs)
+        with self._times("sampling"):
+            batch, rollouts = self._sample(inputs)
         self._capturing = False
         if self.model.training:
             if self._sampling is not None:
-                batch, rollouts = self._sampling.refill(batch, rollouts)
+                with self._times("sampling"):
+                    batch, rollouts = self._sampling.refill(batch, rollouts)
                 self._captured = None if rollouts.refilled else self._captured  # of rows that are no longer there
                 self._batch_environments = rollouts.environments
             uncredited = self._plan(batch, rollouts)
@@ -291,11 +295,12 @@ class SCGRPOTrainer(GRPOTrainer):
             mask=(batch["completion_mask"] * batch.get("tool_mask", 1)).bool(),
             hidden=hidden,
         )
-        conditioned, evidence = self._evidence(
-            plan, local, rollouts.completions, groups.mask.shape[1], uncredited.past
-        )
-        credit = self.credit_method.assign(groups, plan, evidence)
-        check_finite("The credit assigned", credit.advantages)
+        with self._times("scoring"):
+            conditioned, evidence = self._evidence(
+                plan, local, rollouts.completions, groups.mask.shape[1], uncredited.past
+            )
+            credit = self.credit_method.assign(groups, plan, evidence)
+            check_finite("The credit assigned", credit.advantages)
         if len(plan) or not torch.equal(credit.advantages, groups.advantages[:, None].expand_as(groups.mask)):
             batch["advantages"] = credit.advantages[first : first + rows, :width]
             if getattr(self.credit_method, "scope", None) == "micro_batch":
@@ -315,8 +320,9 @@ class SCGRPOTrainer(GRPOTrainer):
                 demonstrations=conditioned.demonstrations if conditioned else {},
                 teacher_prompt_ids=conditioned.teacher_prompt_ids if conditioned else {},
             )
-            for listener in self.listeners:
-                listener(scored)
+            with self._times("recording"):
+                for listener in self.listeners:
+                    listener(scored)
         return conditioned, credit
 
     def _credit_in_loss(self, states: Tensor, tokens: Tensor, kernel: compat.Kernel) -> tuple[Tensor, Tensor]:
@@ -386,16 +392,6 @@ class SCGRPOTrainer(GRPOTrainer):
     def _log_under(self, prefix: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics["train"][f"{prefix}/{name}"].append(value)
-
-
-class _TeacherUpdate(TrainerCallback):
-    """Moves the teacher's weights along after each optimizer step."""
-
-    def __init__(self, teacher: TeacherWeights) -> None:
-        self.teacher = teacher
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.teacher.after_step(state.global_step)
 
 
 def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
