@@ -1,4 +1,4 @@
-"""Distillation losses against TRL's own: GKD's generalized JSD, SDPO's three modes, the kernel of its distillation."""
+"""Distillation losses against TRL's own: GKD's generalized JSD, SDPO's three modes, its tiled kernel."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Distillation:
 
     Attributes:
         kind: which one.
-        jsd_beta: b, the teacher's share of the mixture (TRL's `beta` of GKD, `distillation_alpha` of SDPO), in (0, 1).
+        jsd_beta: b, the teacher's share of the mixture, in (0, 1): TRL's `beta` of GKD, `distillation_alpha` of SDPO.
         clip: nats, the most a single word adds; None: no limit.
 
     Raises:
