@@ -240,7 +240,7 @@ def test_memory_is_bounded_by_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "problem"),
     [
         ({"kind": "jsd", "jsd_beta": 1.0}, "distill_jsd_beta is 1.0"),
-        ({"clip": 0.0}, "distill_clip is 0.0"),
+        ({"clip": -1.0}, "distill_clip is -1.0"),
         ({"kind": "sampled", "clip": 0.1}, "there is none"),
     ],
 )

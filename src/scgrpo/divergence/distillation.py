@@ -69,12 +69,12 @@ class Distillation:
             raise ConfigError(
                 f"distill_jsd_beta is {self.jsd_beta}.", "Choose one in (0, 1); its ends are forward and reverse."
             )
-        if self.clip is not None and not self.clip > 0:
-            raise ConfigError(f"distill_clip is {self.clip}.", "Choose a number of nats above 0, or leave it out.")
+        if self.clip is not None and self.clip <= 0:
+            raise ConfigError(f"distill_clip is {self.clip}.", "Choose a number of nats above 0, or 0 for no limit.")
         if self.clip is not None and self.kind == "sampled":
             raise ConfigError(
                 "distill_clip with distill_divergence='sampled': it limits the words of a sum, and there is none.",
-                "Leave distill_clip out, or choose another divergence.",
+                "Set distill_clip=0, or choose another divergence.",
             )
 
     def __call__(

@@ -137,9 +137,11 @@ class SCGRPOConfig(GRPOConfig):
         "estimated from the sampled token.",
     )
     distill_jsd_beta: float = _setting(0.5, "The teacher's share of the mixture of jsd.")
-    distill_clip: float | None = _setting(None, "Most a single word adds to a token's divergence, in nats.")
-    distill_is_clip: float | None = _setting(
-        None, "Weight tokens by the ratio pi / pi_old, cut off here; it is 1 with one update per generation batch."
+    distill_clip: float = _setting(0.0, "Most a single word adds to a token's divergence, in nats; 0 = no limit.")
+    distill_is_clip: float = _setting(
+        0.0,
+        "Weight tokens by the ratio pi / pi_old, cut off here; 0 = off. (It is 1 with one update per generation "
+        "batch.)",
     )
     distill_context: str = _setting(
         "sibling",
@@ -209,7 +211,7 @@ class SCGRPOConfig(GRPOConfig):
     def distillation(self) -> Distillation:
         """The configured distillation loss."""
         kind = cast(DistillationKind, self.distill_divergence)
-        return Distillation(kind, self.distill_jsd_beta, self.distill_clip)
+        return Distillation(kind, self.distill_jsd_beta, self.distill_clip or None)
 
     def _problems(self) -> list[str]:
         problems = settings_problems(self)

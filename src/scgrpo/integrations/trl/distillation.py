@@ -54,7 +54,7 @@ class Distiller:
     Attributes:
         loss: the divergence.
         context: see the module; column: the one with the references.
-        is_clip: largest importance ratio; None: no ratio.
+        is_clip: largest importance ratio; 0: no ratio.
         condition: makes teacher prompts.
         score: the pass of the teacher.
         coefficient: its weight at the current step.
@@ -66,7 +66,7 @@ class Distiller:
     loss: Distillation
     context: Context
     column: str
-    is_clip: float | None
+    is_clip: float
     condition: Conditioner
     score: ConditionedPass
     coefficient: Callable[[], float]
@@ -140,7 +140,7 @@ class Distiller:
         total, number = self._totals(torch.stack([loss.detach().sum(), mask.sum()]))
         self.log({"divergence": total / max(1.0, number)})
         old = inputs.get("old_per_token_logps")
-        if self.is_clip is not None and old is not None:
+        if self.is_clip and old is not None:
             loss = loss * importance_ratio(evidence.student_logps, old[rows], self.is_clip)
         self._found = loss.new_zeros(present.shape).index_put((rows,), loss)
         return completion_logps(evidence, mask[rows], rows, present, states, tokens, kernel)
@@ -215,8 +215,8 @@ def settings_problems(args: Any) -> list[str]:
         return problems
     if args.distill_context not in get_args(Context):
         problems.append(f"distill_context={args.distill_context!r}: choose one of {', '.join(get_args(Context))}.")
-    if args.distill_is_clip is not None and args.distill_is_clip <= 0:
-        problems.append(f"distill_is_clip is {args.distill_is_clip}: choose a ratio above 0, or leave it out.")
+    if args.distill_is_clip < 0:
+        problems.append(f"distill_is_clip is {args.distill_is_clip}: choose a ratio above 0, or 0 for none.")
     if args.teacher_model_name_or_path is not None and args.credit == "uniform" and args.teacher_weights != "current":
         problems.append(
             f"teacher_weights={args.teacher_weights!r} with teacher_model_name_or_path: the teacher is that model, "

@@ -191,12 +191,14 @@ def opsd() -> Settings:
         mean over tokens of sum_v min(l_v, .05),    l_v = pi_T(v) log(pi_T(v) / pi(v))
 
     pi_T is the policy at its start, with the row's reference solution (`reference_column`) in its context. Forward
-    KL, the clip and the frozen teacher are those of the released recipe. `distill_divergence="sampled"` with
-    `distill_clip=None` is the sampled-token form.
+    KL, the clip and the frozen teacher are those of the released recipe. The sampled-token form is
+    `distill_divergence="sampled"` with `distill_clip=0`.
 
-    Departures: 1. the reference stands in the system message, in the wording of `teacher_template`, which asks to work
-    the request out oneself. 2. The token mean is over the generation batch. 3. The recipe samples at temperature 1.1;
-    here that is yours to set.
+    A clipped word keeps its place in the softmax: its own term has no gradient, the others' push it down. Where the
+    teacher's shifts are large, as on the tiny model, that turns the student away from what the teacher likes best.
+
+    Departures: 1. the reference stands in the system message, in the wording of `teacher_template`. 2. The token mean
+    is over the generation batch. 3. The recipe samples at temperature 1.1; here that is yours to set.
     """
     return {
         **opd(),
@@ -242,8 +244,8 @@ def grpo_kl() -> Settings:
     The table's other rows: `distill_divergence` reverse and both, and `distill_start_coef=0.03` with
     `distill_warmup_steps`.
 
-    Departures, where the paper is silent: 1. the KL is of rollouts of groups with 2 <= n_c < G, those that SC-GRPO
-    weights with a verified demonstration; others add 0. 2. `both` is half the sum, so that beta keeps its size.
-    3. The warm-up is linear, and its length yours to set.
+    Departures: the paper is silent on all of these. 1. The KL is of rollouts of groups with 2 <= n_c < G, those that
+    SC-GRPO weights with a verified demonstration; others add 0. 2. `both` is half the sum, so that beta keeps its
+    size. 3. The warm-up is linear, and its length yours to set.
     """
     return {**grpo(), "distill_coef": 0.1, "distill_divergence": "forward", "distill_context": "partial"}
