@@ -296,6 +296,20 @@ def test_many_micro_batches_are_one(run_trainer: Run) -> None:
     assert_close_parameters(run_trainer(**cut, method="sdpo", max_steps=2)[2], whole)
 
 
+def test_an_adapter_learns_from_its_base(run_trainer: Run, make_model: Any) -> None:
+    """With LoRA, the frozen teacher is the adapter at its start."""
+    from peft import LoraConfig
+
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    settings = METHODS["sdpo"]
+    trainer, seen, _ = run_trainer(make_model(), **options(settings), trainer_options={"peft_config": adapter})
+    plain = make_model()
+    expected = plain_term(plain, plain, seen.inputs[0], settings)  # an adapter starts as nothing
+    torch.testing.assert_close(seen.losses[0], expected.detach(), atol=2e-5, rtol=1e-3)
+    assert len({loss.item() for loss in seen.losses}) == 3
+    assert torch.equal(trainer.model.base_model.model.lm_head.weight, make_model().lm_head.weight)
+
+
 # ---- another model as the teacher ----
 
 

@@ -47,7 +47,6 @@ REFUSED = [
     ({"policy_coef": 0.0}, "trains nothing"),
     ({"policy_coef": -1.0}, "must be at least 0"),
     ({"distill_coef": 1.0, "distill_warmup_steps": -1}, "must be at least 0"),
-    ({"teacher_model_name_or_path": "x"}, "teacher_model_name_or_path without distillation"),
     ({"method": "opd"}, "the teacher is the student"),
     ({"method": "opd", "teacher_model_name_or_path": "x", "teacher_weights": "ema"}, "Leave one of them out"),
     ({"method": "sdpo", "distill_divergence": "kl"}, "Unknown distill_divergence 'kl'"),

@@ -127,7 +127,7 @@ class SCGRPOConfig(GRPOConfig):
     policy_coef: float = _setting(1.0, "Weight of the policy gradient; 0 = distillation alone.")
     distill_coef: float = _setting(
         0.0,
-        "Weight of a distillation loss: divergence of the student from a teacher, see docs/distillation.md; 0 = off.",
+        "Weight of a distillation loss: divergence of the student from a teacher, see docs/baselines.md; 0 = off.",
     )
     distill_start_coef: float = _setting(0.0, "Weight it starts from, with distill_warmup_steps.")
     distill_warmup_steps: int = _setting(0, "Optimizer steps over which the weight goes from the one to the other.")

@@ -6,7 +6,8 @@
 
 The divergence is exact over the vocabulary (`scgrpo.divergence.Distillation`), its gradient goes through the student.
 The mean over tokens is that of the `loss_type`: sequence mean of token means for "grpo", mean over the generation
-batch for "dapo". Tokens without a teacher count in it, as tokens without an advantage do.
+batch for "dapo". Tokens without a teacher count in it, as tokens without an advantage do. TRL's correction for a
+sampler that differs from the policy (vLLM) is its loss's alone.
 
 What stands in the teacher's context (`distill_context`):
     prompt     nothing more than in the student's: the teacher is another model, or other weights
@@ -210,8 +211,6 @@ def settings_problems(args: Any) -> list[str]:
     if not args.distills:
         if args.policy_coef == 0:
             problems.append("policy_coef=0 without distillation trains nothing: set distill_coef.")
-        if args.teacher_model_name_or_path is not None:
-            problems.append("teacher_model_name_or_path without distillation is not used: set distill_coef.")
         return problems
     if args.distill_context not in get_args(Context):
         problems.append(f"distill_context={args.distill_context!r}: choose one of {', '.join(get_args(Context))}.")

@@ -194,8 +194,8 @@ def opsd() -> Settings:
     KL, the clip and the frozen teacher are those of the released recipe. The sampled-token form is
     `distill_divergence="sampled"` with `distill_clip=0`.
 
-    A clipped word keeps its place in the softmax: its own term has no gradient, the others' push it down. Where the
-    teacher's shifts are large, as on the tiny model, that turns the student away from what the teacher likes best.
+    A clipped word keeps its place in the softmax: its own term has no gradient, the others' push it down. On the tiny
+    model that turns the student away from what the teacher likes best; `distill_clip=0` does not.
 
     Departures: 1. the reference stands in the system message, in the wording of `teacher_template`. 2. The token mean
     is over the generation batch. 3. The recipe samples at temperature 1.1; here that is yours to set.
