@@ -121,6 +121,8 @@ class Run:
             "dtype": model.dtype,
             **(args.model_init_kwargs or {}),
         }
+        if args.teacher_model_name_or_path is not None:
+            args.teacher_model_name_or_path = resolve_model(args.teacher_model_name_or_path)
         trainer = SCGRPOTrainer(
             model=resolve_model(model.model_name_or_path),
             reward_funcs=self.problem.reward_funcs,

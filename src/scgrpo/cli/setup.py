@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from scgrpo.cli.arguments import Parsed, RunArguments
 from scgrpo.errors import ConfigError
+from scgrpo.integrations.trl.presets import method_names, preset
 from scgrpo.tasks import get_task
 from scgrpo.tasks.base import Row, Task
 from scgrpo.tiny.base_models import PREFIX, base_model, parse_reference
@@ -58,6 +60,8 @@ def load_problem(parsed: Parsed, task: Task | None) -> Problem:
 
         held_out = task.rows("eval", parsed.run.eval_problems) if parsed.run.eval_problems else []
         rows = task.rows("train", parsed.run.max_train_rows)
+        if _needs_references(parsed):
+            rows = with_references(rows, task, parsed.trainer.reference_column)
         return Problem(task, rows, held_out, [reward_function(task), *extra])
     if parsed.run.dataset_name is None or not extra:
         raise ConfigError(
@@ -67,6 +71,28 @@ def load_problem(parsed: Parsed, task: Task | None) -> Problem:
 
     rows = load_rows(parsed.run.dataset_name, config=parsed.run.dataset_config, split=parsed.run.dataset_train_split)
     return Problem(None, rows[: parsed.run.max_train_rows], [], extra)
+
+
+def with_references(rows: Sequence[Row], task: Task, column: str) -> list[Row]:
+    """Rows with a solution of the task's, the same one for a problem at every call.
+
+    Raises:
+        ConfigError: the task has none.
+    """
+    solution = getattr(task, "solution", None)
+    if solution is None:
+        raise ConfigError(
+            f"Task {task.name!r} has no reference solutions to show a teacher.", "Choose another distill_context."
+        )
+    return [{**row, column: solution(row, random.Random(f"solution/{row['problem_id']}"))} for row in rows]
+
+
+def _needs_references(parsed: Parsed) -> bool:
+    """Whether a run's teacher reads them: the configured one's, or that of a method to compare with."""
+    methods = [name.partition("+")[0] for name in parsed.run.compare_with or []]
+    compared = [preset(name) for name in methods if name in method_names()]
+    contexts = [settings.get("distill_context") for settings in compared]
+    return "reference" in (parsed.trainer.distill_context, *contexts)
 
 
 def import_callable(path: str) -> Callable[..., Any]:

@@ -41,11 +41,15 @@ class ComputeMeter(TrainerCallback):
         self._counts: dict[str, Tensor | int] = dict.fromkeys(COUNTS, 0)
         self._side: Side | None = None
         self._since = _clock()
-        backbone(policy).register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self.watch(policy)
+
+    def watch(self, model: nn.Module) -> None:
+        """Count this model's forwards: the policy's, and those of a teacher that is another model."""
+        backbone(model).register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     @contextmanager
     def forwards(self, side: Side | None) -> Iterator[None]:
-        """Inside, forwards of the policy are of this side; None: they do not count."""
+        """Inside, forwards of what is watched are of this side; None: they do not count."""
         outside, self._side = self._side, side
         try:
             yield

@@ -11,7 +11,8 @@ Differences from GRPOTrainer:
 5. a checkpoint in the middle of a generation batch keeps the rollouts still to be trained on;
 6. where rollouts are scored inside the loss, the log-probs and entropies of scored tokens come from the product with
    the output head that gives their divergence: the same numbers, in fp32 also where TRL's are rounded to bf16;
-7. with `dynamic_sampling_max_rounds`, groups that teach nothing are replaced by further ones.
+7. with `dynamic_sampling_max_rounds`, groups that teach nothing are replaced by further ones;
+8. with `distill_coef`, a distillation loss is added, see `distillation.py`.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from scgrpo.credit import Credit, CreditMethod
 from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.errors import ConfigError, IncompatibleHostError
-from scgrpo.integrations.trl import compat, gspo, overlong
+from scgrpo.integrations.trl import compat, gspo, overlong, setup
 from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
 from scgrpo.integrations.trl.callbacks import StepTimes, TeacherUpdate
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.compute import ComputeMeter
-from scgrpo.integrations.trl.conditioning import Conditioned, LocalRollouts, TeacherPromptFn
+from scgrpo.integrations.trl.conditioning import Conditioned, TeacherPromptFn, local_rollouts
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.dropping import drop_rows
 from scgrpo.integrations.trl.environments import transcripts
@@ -50,7 +51,6 @@ from scgrpo.integrations.trl.in_loss import (
 )
 from scgrpo.integrations.trl.past import PastSolutions
 from scgrpo.integrations.trl.rewards import exclude_ungraded, first_errors, guarded
-from scgrpo.integrations.trl.setup import check_setup, conditioner, dynamic_sampling, scores_in_loss
 from scgrpo.integrations.trl.token_rewards import loss_without_kl, reference_penalty
 from scgrpo.teacher.models import backbone, has_dropout
 from scgrpo.teacher.prompts import Prompt
@@ -108,9 +108,9 @@ class SCGRPOTrainer(GRPOTrainer):
 
         self.credit_method = credit_method or args.credit_method()
         self.listeners: list[Callable[[ScoredBatch], None]] = []
-        self._success = self._success_column()
+        self._success = setup.success_column(self)
         self._blames = getattr(self.credit_method, "needs_first_error", False)  # else it is not searched for
-        check_setup(self)
+        setup.check_setup(self)
         policy = self.accelerator.unwrap_model(self.model)
         self._teacher = TeacherWeights(
             policy,
@@ -125,17 +125,18 @@ class SCGRPOTrainer(GRPOTrainer):
         self.add_callback(self._times)
         self._evidence = EvidenceOfAll(
             self.accelerator,
-            conditioner(self, policy, teacher_prompt_fn),
+            setup.conditioner(self, policy, teacher_prompt_fn),
             partial(self._log_under, "credit"),
             floor=getattr(self.credit_method, "floor", None),
         )
-        self._sampling = dynamic_sampling(self) if args.dynamic_sampling_max_rounds else None
+        self._distiller = setup.distiller(self, self._evidence.condition)
+        self._sampling = setup.dynamic_sampling(self) if args.dynamic_sampling_max_rounds else None
         # What passes from one of TRL's steps to the next: its rollouts with their rewards; hidden states of its own
         # pass; the batch whose credit the loss will assign, and that loss's inputs (all, kept).
         self._rollouts: Rollouts | None = None
         self._captured: Tensor | None = None
         self._capturing = False
-        self._in_loss = scores_in_loss(self)
+        self._in_loss = setup.scores_in_loss(self)
         self._past = PastSolutions() if getattr(self.credit_method, "needs_past", False) else None
         self._uncredited: Uncredited | None = None
         self._loss_inputs: tuple[dict[str, Any], dict[str, Any]] | None = None
@@ -191,6 +192,9 @@ class SCGRPOTrainer(GRPOTrainer):
                 batch["advantages"] = pending
             else:
                 self._assign_credit(uncredited, batch, hidden)
+            if self._distiller is not None:
+                local = local_rollouts(batch, rollouts, self.accelerator.process_index * len(rollouts.prompts))
+                self._distiller.prepare(batch, local, rollouts, uncredited.groups, self._rng("distillation"))
         self._captured = None
         return batch
 
@@ -210,6 +214,8 @@ class SCGRPOTrainer(GRPOTrainer):
             loss = super()._compute_loss(model, kept)
         self._loss_inputs = None
         loss = loss if factor == 1 else loss * factor
+        if self._distiller is not None and self.model.training:
+            loss = loss + self._distiller.term(kept)
         check_finite("The loss", loss.detach()[None])
         return loss
 
@@ -231,6 +237,10 @@ class SCGRPOTrainer(GRPOTrainer):
             *(model, input_ids, attention_mask, logits_to_keep, *args),
             **kwargs,
         )
+        if self._distiller is not None and self._loss_inputs is not None:
+            distilled = partial(self._distiller.logps, self._loss_inputs[1])
+            with compat.completions_scored_by(distilled, attention_mask, logits_to_keep):
+                return compute()
         if self._uncredited is not None and self._loss_inputs is not None:
             with compat.completions_scored_by(self._credit_in_loss, attention_mask, logits_to_keep):
                 return compute()
@@ -261,10 +271,7 @@ class SCGRPOTrainer(GRPOTrainer):
             penalty=reference_penalty(self, batch),
             step=self.state.global_step,
         )
-        # Named by seed, step and generation batch: every process draws the same plan, a resumed run the one it would
-        # have drawn, and the cut into micro-batches does not matter.
-        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
-        rng = random.Random(f"scgrpo/{self.args.seed}/{self.state.global_step}/{generation}")
+        rng = self._rng()
         if self._past is None:
             return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng))
         prompts, completions = (everywhere(self.accelerator, x) for x in (rollouts.prompts, rollouts.completions))
@@ -272,6 +279,14 @@ class SCGRPOTrainer(GRPOTrainer):
         groups = replace(groups, past=torch.tensor(owners, dtype=torch.long, device=groups.group.device))
         self._past.remember(prompts, completions, (groups.usable & groups.solved).tolist())
         return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng), past)
+
+    def _rng(self, *use: str) -> random.Random:
+        """Named by seed, step and generation batch: every process draws the same plan, a resumed run the one it would
+        have drawn, and the cut into micro-batches does not matter."""
+        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
+        return random.Random(
+            "/".join(["scgrpo", *map(str, (self.args.seed, self.state.global_step, generation)), *use])
+        )
 
     def _assign_credit(
         self, uncredited: Uncredited, batch: dict[str, Any], hidden: Tensor | None
@@ -283,23 +298,17 @@ class SCGRPOTrainer(GRPOTrainer):
             hidden: (B, T, H) the policy's states, from a pass of TRL, that predict the tokens; None: compute them.
         """
         rollouts, groups, plan = uncredited.rollouts, uncredited.groups, uncredited.plan
-        completion_ids, width = batch["completion_ids"], batch["completion_ids"].shape[1]
-        rows = len(rollouts.prompts)
+        rows, width = batch["completion_ids"].shape
         first = self.accelerator.process_index * rows
-        local = LocalRollouts(
-            first=first,
-            prompts=rollouts.prompts,
-            prompt_ids=_unpadded(batch["prompt_ids"], batch["prompt_mask"]),
-            completion_ids=completion_ids,
-            lengths=torch.tensor([len(ids) for ids in rollouts.completion_ids], device=completion_ids.device),
-            mask=(batch["completion_mask"] * batch.get("tool_mask", 1)).bool(),
-            hidden=hidden,
-        )
+        local = local_rollouts(batch, rollouts, first, hidden)
         with self._times("scoring"):
             conditioned, evidence = self._evidence(
                 plan, local, rollouts.completions, groups.mask.shape[1], uncredited.past
             )
             credit = self.credit_method.assign(groups, plan, evidence)
+            scale = self.args.policy_coef
+            if scale != 1:
+                credit = replace(credit, base=credit.base * scale, advantages=credit.advantages * scale)
             check_finite("The credit assigned", credit.advantages)
         if len(plan) or not torch.equal(credit.advantages, groups.advantages[:, None].expand_as(groups.mask)):
             batch["advantages"] = credit.advantages[first : first + rows, :width]
@@ -340,7 +349,7 @@ class SCGRPOTrainer(GRPOTrainer):
         kept["advantages"] = batch["advantages"][kept["credit_row"]]
         pairs = uncredited.plan.rollout[conditioned.pairs] - first
         scored = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()[pairs]
-        return completion_logps(conditioned, scored, place[pairs], present, states, tokens, kernel)
+        return completion_logps(conditioned.evidence, scored, place[pairs], present, states, tokens, kernel)
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
@@ -355,16 +364,6 @@ class SCGRPOTrainer(GRPOTrainer):
             return self._tokenize_prompts(prompts)[0]
         finally:
             self._batch_environments = environments
-
-    def _success_column(self) -> int:
-        names, wanted = self.reward_func_names, self.args.success_reward
-        if wanted is None:
-            return names.index(next(name for name in names if name != overlong.NAME))
-        if wanted not in names:
-            raise ConfigError(
-                f"success_reward={wanted!r} is not among the reward functions.", f"Choose one of {', '.join(names)}."
-            )
-        return names.index(wanted)
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
@@ -392,7 +391,3 @@ class SCGRPOTrainer(GRPOTrainer):
     def _log_under(self, prefix: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics["train"][f"{prefix}/{name}"].append(value)
-
-
-def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
