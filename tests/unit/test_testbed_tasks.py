@@ -60,7 +60,7 @@ def test_style_solutions_follow_the_content_and_not_the_style(seed: int) -> None
 
 def test_style_attempts_follow_habits_each_by_itself() -> None:
     rng, row = random.Random(0), STYLE.row((2, 7, 9, 4))
-    right = {number: 0 for number in row["numbers"]}
+    right = dict.fromkeys(row["numbers"], 0)
     for _ in range(2000):
         decisive = [word for word in STYLE.attempt(row, rng).split(" ") if word not in STYLE.free_words]
         for number, name in zip(map(int, decisive[::2]), decisive[1::2], strict=True):

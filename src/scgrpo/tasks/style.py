@@ -4,9 +4,9 @@
     completion  so ok 7 red now then so so 2 green ok yes now ok 9 red so so
 
 Which bin a number belongs into depends on the key, the prompt's last number, by an arbitrary table. Numbers may come
-in any order. Two free words stand before each number and two behind its bin, of three styles: which ones, the verifier
-does not care. Six words decide, twelve do not, and no demonstration can tell which free word is next. The number of
-free words is fixed, as a decision could otherwise be put off for ever.
+in any order. Two free words stand before each number and two behind its bin, of three styles: which ones does not
+matter to the verifier. Six words decide, twelve do not, and no demonstration can tell which free word is next. Their
+number is fixed, as a decision could otherwise be put off for ever.
 
 An attempt follows habits: for every entry of the table it has a wrong bin of its own, and how often it takes that one
 differs from entry to entry. So there is no rule that a model could remember: each habit has to be unlearnt by itself.
