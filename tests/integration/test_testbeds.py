@@ -135,3 +135,42 @@ def test_building_leaves_the_number_of_threads(brief: Testbed) -> None:
     base_model("brief", 7, progress=lambda _: None)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("credit", ["oracle", "uniform"])
+def test_only_the_oracle_searches_for_first_errors(
+    credit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scgrpo.cli.main import main
+    from scgrpo.runs import RunDirectory
+    from scgrpo.tasks.reach import ReachTask
+
+    searched: list[int | None] = []
+    original = ReachTask.first_errors
+
+    def counted(self: ReachTask, completions: list[str], rows: list[dict]) -> list[int | None]:
+        searched.extend(original(self, completions, rows))
+        return searched[-len(completions) :]
+
+    monkeypatch.setattr(ReachTask, "first_errors", counted)
+    settings = {
+        "credit": credit,
+        "compare_with": "none",
+        "max_steps": "2",
+        "per_device_train_batch_size": "32",
+        "eval_problems": "0",
+        "rollouts_every": "0",
+        "output_dir": str(tmp_path / "run"),
+    }
+    argv = [part for key, value in settings.items() for part in (f"--{key}", value)]
+    assert main(["train", "--config", "reach", *argv]) == 0
+    steps = RunDirectory(tmp_path / "run").metrics()
+    if credit == "uniform":
+        assert searched == []
+        return
+    assert len(searched) == 64
+    # Unknown are failed rollouts of groups without a solved one, which have no advantage, and those cut off.
+    failed = sum(place is not None for place in searched)
+    known = sum(step["credit/first_error_known_frac"] for step in steps) / 2
+    assert 0.2 < known <= 1
+    assert 30 < failed < 64

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scgrpo.tasks import countdown, reach
+from scgrpo.tasks import countdown, reach, style
 from scgrpo.tasks.environment import EnvironmentTask
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tiny.testbeds import TESTBEDS
@@ -92,3 +92,23 @@ def test_countdown_against_all_second_steps(seed: int) -> None:
         for sign, operation in countdown.OPERATIONS.items()
     )
     assert task.is_solvable(first, row) == exists
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 100_000))
+def test_style_can_be_completed_exactly_until_its_first_error(seed: int) -> None:
+    task, rng = style.StyleTask(), random.Random(seed)
+    row = task.row(rng.choice(task.problems()))
+    words = spoiled(task, row, rng).split(" ")
+    (first,) = task.first_errors([" ".join(words)], [row])
+    kept = words if first is None else words[:first]
+    # Fill in what is missing, without the task's own search.
+    bins = {str(number): style.bin_of(number, row["key"]) for number in row["numbers"]}
+    left = [number for number in bins if number not in kept]
+    for place in range(len(kept), len(style.FORM)):
+        kind = style.FORM[place]
+        kept = [*kept, left.pop() if kind == "n" else bins[kept[-1]] if kind == "b" else "so"]
+    assert task.is_correct(" ".join(kept), row)
+    if first is not None and first < len(words):
+        tail = task.solution(row, rng).split(" ")[first + 1 :]
+        assert not task.is_correct(" ".join([*words[: first + 1], *tail]), row)

@@ -1,18 +1,23 @@
 """Style: sort three numbers into three bins, amid words that mean nothing.
 
     prompt      style 2 7 9 > 4
-    completion  so ok 7 now then blue next 2 so so red ok ok now 9 next green then
+    completion  so ok 7 red now then so so 2 green ok yes now ok 9 red so so
 
-A number belongs into the bin (number + key) modulo 3, the key being the prompt's last number. Numbers may come in any
-order. Before, between and behind them stand free words, of three styles, in any number up to `MAX_WORDS` words in
-all: the verifier does not read them. Six words decide, some fifteen do not, and no demonstration can tell which free
-word is next.
+Which bin a number belongs into depends on the key, the prompt's last number, by an arbitrary table. Numbers may come
+in any order. Two free words stand before each number and two behind its bin, of three styles: which ones does not
+matter to the verifier. Six words decide, twelve do not, and no demonstration can tell which free word is next. Their
+number is fixed, as a decision could otherwise be put off for ever.
+
+An attempt follows habits: for every entry of the table it has a wrong bin of its own, and how often it takes that one
+differs from entry to entry. So there is no rule that a model could remember: each habit has to be unlearnt by itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -21,8 +26,7 @@ from scgrpo.tasks.procedural import Problem, ProceduralTask, user_prompt
 
 NUM_NUMBERS = 3
 MAX_NUMBER = 11
-MAX_KEY = 8
-MAX_WORDS = 30
+MAX_KEY = 5
 BINS = ("red", "green", "blue")
 STYLES: tuple[tuple[str, ...], ...] = (
     ("so", "ok", "now", "then", "next", "yes"),
@@ -30,24 +34,38 @@ STYLES: tuple[tuple[str, ...], ...] = (
     ("hence", "thus", "let", "given", "note", "qed"),
 )
 _NUMBERS = tuple(str(number) for number in range(MAX_NUMBER + 1))
-# Free words before a number, between it and its bin, and behind the bin: fewest and most.
-_BEFORE, _BETWEEN, _BEHIND = (1, 3), (1, 2), (1, 2)
-# How often an attempt looks at the rule.
-_CARE = 0.5
+# What stands where: free words (.), a number (n), its bin (b).
+_CLAUSE = "..nb.."
+FORM = _CLAUSE * NUM_NUMBERS
+# How often an attempt takes the right bin: least and most, by entry.
+_CARE = (0.4, 1.0)
 
 
 def bin_of(number: int, key: int) -> str:
     """Where a number belongs."""
-    return BINS[(number + key) % len(BINS)]
+    return BINS[_entry(number, key)[0] % len(BINS)]
+
+
+def habit(number: int, key: int) -> tuple[str, float]:
+    """The wrong bin that attempts take, and how often they take the right one instead."""
+    entry = _entry(number, key)
+    wrong = [name for name in BINS if name != bin_of(number, key)]
+    least, most = _CARE
+    return wrong[entry[1] % len(wrong)], least + (most - least) * entry[2] / 255
+
+
+@cache
+def _entry(number: int, key: int) -> bytes:
+    return hashlib.sha256(f"style {number} {key}".encode()).digest()
 
 
 class StyleTask(ProceduralTask):
-    """Three numbers up to 11 in ascending order and a key up to 8: 1980 problems. Columns: `numbers`, `key`."""
+    """Three numbers up to 11 in ascending order and a key up to 5: 1320 problems. Columns: `numbers`, `key`."""
 
     name = "style"
     words = ("style", ">", *BINS, *(word for style in STYLES for word in style), *_NUMBERS)
     free_words = frozenset(word for style in STYLES for word in style)
-    max_completion_length = MAX_WORDS + 2
+    max_completion_length = len(FORM) + 2
 
     def problems(self) -> list[Problem]:
         return [
@@ -67,36 +85,28 @@ class StyleTask(ProceduralTask):
 
     def is_correct(self, completion: str, row: Mapping[str, Any]) -> bool:
         words = completion.split(" ")
-        return len(words) <= MAX_WORDS and self._words_missing(words, row) == 0
+        return len(words) == len(FORM) and self.is_solvable(words, row)
 
     def is_solvable(self, words: Sequence[str], row: Mapping[str, Any]) -> bool:
-        missing = self._words_missing(words, row)
-        return missing is not None and len(words) + missing <= MAX_WORDS
-
-    def _words_missing(self, words: Sequence[str], row: Mapping[str, Any]) -> int | None:
-        """Numbers and bins still to come, None if one of them is wrong."""
+        if len(words) > len(FORM):
+            return False
         left = {str(number): bin_of(number, row["key"]) for number in row["numbers"]}
+        allowed: Mapping[str, Container[str]] = {".": self.free_words, "n": left}
         bin_due = ""
-        for word in words:
-            if word in self.free_words:
-                continue
-            if bin_due and word == bin_due:
-                bin_due = ""
-            elif not bin_due and word in left:
+        for kind, word in zip(FORM, words, strict=False):
+            if word not in ((bin_due,) if kind == "b" else allowed[kind]):
+                return False
+            if kind == "n":
                 bin_due = left.pop(word)
-            else:
-                return None
-        return 2 * len(left) + bool(bin_due)
+        return True
 
     def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
-        """The right form with bins that are often guessed, each for itself."""
-        return _written(
-            {
-                number: bin_of(number, row["key"]) if rng.random() < _CARE else rng.choice(BINS)
-                for number in row["numbers"]
-            },
-            rng,
-        )
+        """The right form with bins by habit, each for itself."""
+        bins = {}
+        for number in row["numbers"]:
+            wrong, care = habit(number, row["key"])
+            bins[number] = bin_of(number, row["key"]) if rng.random() < care else wrong
+        return _written(bins, rng)
 
     def solution(self, row: Mapping[str, Any], rng: random.Random) -> str:
         return _written({number: bin_of(number, row["key"]) for number in row["numbers"]}, rng)
@@ -107,14 +117,16 @@ class StyleTask(ProceduralTask):
         return _written(dict(zip(map(int, decisive[::2]), decisive[1::2], strict=True)), rng)
 
     def canned(self) -> Canned:
+        right = "so ok 7 red now then so so 2 green ok yes now ok 9 red so so"
         return Canned(
             row=self.row((2, 7, 9, 4)),
-            right=("2 red 7 blue 9 green", "so ok 7 now then blue please 2 red ok ok now 9 qed green then"),
+            right=(right, "qed ok 9 red now thus let so 2 green ok ok now ok 7 red so gladly"),
             wrong=(
-                "2 red 7 blue 9 blue",
-                "2 red 7 blue",
-                "2 red 7 blue 9 green 9 green",
-                "so so so so so so so so 2 so so so red so so so 7 so blue so so so 9 so so so green so so so so",
+                right.replace("green", "blue"),
+                right.replace("2 green", "green 2"),
+                right.removesuffix(" so"),
+                f"{right} so",
+                "7 red 2 green 9 red",
             ),
         )
 
@@ -122,11 +134,8 @@ class StyleTask(ProceduralTask):
 def _written(bins: Mapping[int, str], rng: random.Random) -> str:
     """The numbers with their bins as text, in a random order and style."""
     style = rng.choice(STYLES)
-
-    def free(least_most: tuple[int, int]) -> list[str]:
-        return rng.choices(style, k=rng.randint(*least_most))
-
-    words: list[str] = []
-    for number in rng.sample(list(bins), len(bins)):
-        words += [*free(_BEFORE), str(number), *free(_BETWEEN), bins[number], *free(_BEHIND)]
+    words = rng.choices(style, k=len(FORM))
+    for clause, number in enumerate(rng.sample(list(bins), len(bins))):
+        place = FORM.index("n", clause * len(_CLAUSE))
+        words[place : place + 2] = str(number), bins[number]
     return " ".join(words)
