@@ -101,7 +101,12 @@ for _testbed in (
     Testbed(
         "maze",
         "a game of many turns: lava is fatal at once, a wrong way only when the moves run out",
-        Recipe((Subject(MazeTask(), skill=0.4),), steps=400, recover=0.3),
+        Recipe(
+            (Subject(MazeTask(), skill=0.45),),
+            steps=400,
+            kind_shares={"plain": 0.45, "verified": 0.47, "attempt": 0.08},
+            recover=0.15,
+        ),
     ),
 ):
     register_testbed(_testbed)
