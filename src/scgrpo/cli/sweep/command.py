@@ -46,8 +46,6 @@ def sweep_command(argv: Sequence[str]) -> int:
         if given.retry_failed:
             _say(console, directory.forget_failures(), "failed run(s) will be tried again")
         directory.remember(raw, plan)
-        for line in directory.follow_tuning(plan):
-            console.print(line, markup=False, soft_wrap=True)
         return _Sweep(plan, directory, console, given.workers).run()
 
 
@@ -127,6 +125,8 @@ class _Sweep:
     def _open(self) -> list[Job]:
         """Runs to do, as far as they are known; with what has ended, later ones become known."""
         results = self.directory.results
+        for line in self.directory.follow_tuning(self.plan):
+            self.console.print(line, markup=False, soft_wrap=True)
         for failure in self.plan.doomed(results):
             self.directory.add(failure)
         return [job for job in self.plan.jobs(results) if job.key not in results]
@@ -140,8 +140,8 @@ class _Sweep:
         return {"job": dataclasses.asdict(job), "folder": str(self.directory.path), "keep_model": keep_model}
 
     def _progress(self) -> str:
-        done = sum(result.status == "done" for result in self.directory.results.values())
-        return f"{done} of {self._at_most()} runs are done"
+        done = sum(job.key in self.directory.results for job in self.plan.jobs(self.directory.results))
+        return f"{done} of {self._at_most()} runs have ended"
 
 
 def _environments(use_cpu: bool, workers: int | None) -> list[dict[str, str]]:
