@@ -84,18 +84,20 @@ class _Sweep:
             try:
                 self._train()
             except KeyboardInterrupt:
-                self.console.print(
-                    f"stopped; {self._progress()}. The same command goes on from here.", soft_wrap=True
-                )
+                self.console.print(self._table())
+                self.console.print(f"stopped; {self._progress()}. The same command goes on from here.")
                 raise
         results = self.directory.results
-        self.console.print(Display(self.plan, results, self.estimate, self.console).table())
+        self.console.print(self._table())
         if self.plan.study.tune:
             self.console.print(_tuning(self.plan, self.directory))
         for line in _remarks(self.plan, self.directory):
             # Elsewhere than in a terminal, lines are for programs.
             self.console.print(line, markup=False, soft_wrap=not self.console.is_terminal)
         return int(any(results[job.key].status == "failed" for job in self.plan.jobs(results)))
+
+    def _table(self) -> Table:
+        return Display(self.plan, self.directory.results, self.estimate, self.console).table()
 
     def _train(self) -> None:
         environments = self.environments[: self._at_most()]
