@@ -328,6 +328,96 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+# ---- the whole command, without training --------------------------------------------------
+
+
+class NoTraining:
+    """In place of the pool: every job ends at once with the score that a test gives it."""
+
+    score: Callable[[Job], float | None]
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.running: list[dict[str, Any]] = []
+        self.idle = True
+
+    def __enter__(self) -> NoTraining:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert not self.running
+
+    def submit(self, job: dict[str, Any]) -> None:
+        self.running.append(job)
+        self.idle = len(self.running) < 3
+
+    def wait(self, seconds: float) -> Ended:
+        given = self.running.pop()
+        self.idle = True
+        job = Job(**given["job"])
+        score = type(self).score(job)
+        if score is None:
+            return Ended(given, None, "the worker process ended (signal SIGKILL)", 1.0)
+        return Ended(given, dataclasses.asdict(ended(job, score)), "", 1.0)
+
+
+@pytest.fixture
+def sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    monkeypatch.setattr(command, "Pool", NoTraining)
+
+    def run(score: Callable[[Job], float | None], *options: str, **parts: Any) -> int:
+        monkeypatch.setattr(NoTraining, "score", staticmethod(score), raising=False)
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(changed(**parts)))
+        return command.sweep_command([str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), *options])
+
+    return run
+
+
+def final_rates(out: Path) -> set[tuple[str, float, str]]:
+    results = read_results(out / "results.jsonl")
+    return {(r.method, r.learning_rate, r.status) for r in results if r.stage == "final"}
+
+
+def test_a_wider_grid_takes_effect_in_the_same_start(sweep: Callable[..., int], tmp_path: Path) -> None:
+    assert sweep(lambda job: 100 * job.learning_rate) == 0
+    assert final_rates(tmp_path / "out") == {(method, 6e-4, "done") for method in ("grpo", "half")}
+    assert sweep(lambda job: 100 * job.learning_rate, tune__learning_rates=[1.5e-4, 6e-4, 1.2e-3]) == 0
+    assert final_rates(tmp_path / "out") == {(method, 1.2e-3, "done") for method in ("grpo", "half")}
+    results = read_results(tmp_path / "out" / "results.jsonl")
+    assert {tuple(result.tuned) for result in results if result.stage == "final"} == {(1.5e-4, 6e-4, 1.2e-3)}
+    assert len(read_results(tmp_path / "out" / "superseded.jsonl")) == 6 + 4
+
+
+def test_failed_runs_stay_failed_until_they_are_tried_again(
+    sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def flaky(job: Job) -> float | None:
+        return None if job.method == "half" else 0.5
+
+    assert sweep(flaky) == 1
+    shown = capsys.readouterr().out
+    assert "every rate failed" in shown
+    assert "8 run(s) failed" in shown
+    assert ("half", 1.5e-4, "failed") in final_rates(tmp_path / "out")
+    assert sweep(lambda job: 0.5) == 1, "not by themselves"
+    assert sweep(lambda job: 0.5, "--retry-failed") == 0
+    assert final_rates(tmp_path / "out") == {(method, 1.5e-4, "done") for method in ("grpo", "half")}
+
+
+def test_a_changed_study_is_refused_or_made_again(
+    sweep: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert sweep(lambda job: 0.5) == 0
+    other = {"methods__half": {"method": "sc_grpo", "credit_mix": 0.25}}
+    with pytest.raises(RunError, match=r"8 finished run\(s\).*/half: credit_mix"):
+        sweep(lambda job: 0.7, **other)
+    assert sweep(lambda job: 0.7, "--redo-changed", **other) == 0
+    assert "8 run(s) with other settings will be made again" in capsys.readouterr().out
+    scores = {(r.method, r.curve[-1].avg_at_k) for r in read_results(tmp_path / "out" / "results.jsonl")}
+    assert scores == {("grpo", 0.5), ("half", 0.7)}
+    assert sweep(lambda job: None, methods={"half": other["methods__half"]}, final__more_seeds={}) == 0
+    assert "other result(s) in results.jsonl are no longer part of this study" in capsys.readouterr().out
+
+
 # ---- the workers -------------------------------------------------------------------------------------------
 
 

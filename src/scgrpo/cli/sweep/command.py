@@ -46,8 +46,6 @@ def sweep_command(argv: Sequence[str]) -> int:
         if given.retry_failed:
             _say(console, directory.forget_failures(), "failed run(s) will be tried again")
         directory.remember(raw, plan)
-        for line in directory.follow_tuning(plan):
-            console.print(line, markup=False, soft_wrap=True)
         return _Sweep(plan, directory, console, given.workers).run()
 
 
@@ -86,18 +84,20 @@ class _Sweep:
             try:
                 self._train()
             except KeyboardInterrupt:
-                self.console.print(
-                    f"stopped; {self._progress()}. The same command goes on from here.", soft_wrap=True
-                )
+                self.console.print(self._table())
+                self.console.print(f"stopped; {self._progress()}. The same command goes on from here.")
                 raise
         results = self.directory.results
-        self.console.print(Display(self.plan, results, self.estimate, self.console).table())
+        self.console.print(self._table())
         if self.plan.study.tune:
             self.console.print(_tuning(self.plan, self.directory))
         for line in _remarks(self.plan, self.directory):
             # Elsewhere than in a terminal, lines are for programs.
             self.console.print(line, markup=False, soft_wrap=not self.console.is_terminal)
         return int(any(results[job.key].status == "failed" for job in self.plan.jobs(results)))
+
+    def _table(self) -> Table:
+        return Display(self.plan, self.directory.results, self.estimate, self.console).table()
 
     def _train(self) -> None:
         environments = self.environments[: self._at_most()]
@@ -127,6 +127,8 @@ class _Sweep:
     def _open(self) -> list[Job]:
         """Runs to do, as far as they are known; with what has ended, later ones become known."""
         results = self.directory.results
+        for line in self.directory.follow_tuning(self.plan):
+            self.console.print(line, markup=False, soft_wrap=True)
         for failure in self.plan.doomed(results):
             self.directory.add(failure)
         return [job for job in self.plan.jobs(results) if job.key not in results]
@@ -140,8 +142,8 @@ class _Sweep:
         return {"job": dataclasses.asdict(job), "folder": str(self.directory.path), "keep_model": keep_model}
 
     def _progress(self) -> str:
-        done = sum(result.status == "done" for result in self.directory.results.values())
-        return f"{done} of {self._at_most()} runs are done"
+        done = sum(job.key in self.directory.results for job in self.plan.jobs(self.directory.results))
+        return f"{done} of {self._at_most()} runs have ended"
 
 
 def _environments(use_cpu: bool, workers: int | None) -> list[dict[str, str]]:

@@ -56,7 +56,7 @@ class Display:
 
     def __init__(self, plan: Plan, results: Results, estimate: Estimate, console: Console) -> None:
         self.plan, self.results, self.estimate, self.console = plan, results, estimate, console
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._shown = -math.inf
 
     def ended(self, job: Job, result: RunResult, seconds: float) -> None:
@@ -85,7 +85,6 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.update("")  # the final table is printed whole
             self._live.stop()
 
     def table(self, note: str = "") -> Table:
