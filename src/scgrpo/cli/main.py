@@ -1,4 +1,4 @@
-"""`scgrpo train | eval | report | tiny`. Heavy imports happen inside the command that needs them."""
+"""`scgrpo train | eval | report | compare | tiny`. Heavy imports happen inside the command that needs them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def _report(argv: Sequence[str]) -> int:
     return report_command(argv)
 
 
+def _compare(argv: Sequence[str]) -> int:
+    from scgrpo.cli.compare import compare_command
+
+    return compare_command(argv)
+
+
 def _tiny(argv: Sequence[str]) -> int:
     from scgrpo.cli.tiny import tiny_command
 
@@ -41,6 +47,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a model: --config RECIPE [any GRPOConfig or SCGRPOConfig flag] [--dry-run]"),
     "eval": (_eval, "evaluate a model on a task: Avg@k and Pass@k with intervals"),
     "report": (_report, "write the HTML page (or --png curves) of a run"),
+    "compare": (_compare, "compare the methods of sweeps: differences with intervals, tests, curves, forest plot"),
     "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
 }
 

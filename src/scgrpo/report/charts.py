@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A small picture of some curves over optimizer steps. `from_zero`: the axis starts there, so heights compare."""
+    """A small picture of some curves. `from_zero`: the axis starts there, so heights compare; `y_range`: its ends."""
 
     key: str
     title: str
@@ -43,6 +43,8 @@ class Chart:
     log: bool = False
     from_zero: bool = False
     note: str = ""
+    x: str = "step"
+    y_range: tuple[float, float] | None = None
 
 
 @dataclass

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scgrpo.errors import MissingExtraError, RunError
 from scgrpo.report.charts import Chart, Line, build_charts, trailing_mean
@@ -55,25 +57,46 @@ def write_png(run: Path, out: Path | None = None, beside: Sequence[Path] = ()) -
     charts = build_charts(main, others).drawn
     if not charts:
         raise RunError(f"{run} has neither metrics nor evaluations to draw.", "Log at least one step first.")
+    out = main.run.png_path if out is None else Path(out)
+    return draw_png([Panel(chart.title, partial(draw_chart, chart=chart), legend="inside") for chart in charts], out)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several drawings in a picture: `draw` is given its axes."""
+
+    title: str
+    draw: Callable[[Any], None]
+    legend: Literal["none", "inside", "below"] = "none"
+
+
+def draw_png(panels: Sequence[Panel], out: Path, size: tuple[float, float] = (_SIZE[0], 1.25 * _SIZE[1])) -> Path:
+    """Panels of `size` (width and height, inches) in up to three columns, as one PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
 
-    columns = min(3, len(charts))
-    lines = -(-len(charts) // columns)
-    out = main.run.png_path if out is None else Path(out)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(_SIZE[0] * columns, _SIZE[1] * lines * 1.25), layout="constrained")
-        for index, chart in enumerate(charts):
+        figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
+        for index, panel in enumerate(panels):
             axes = figure.add_subplot(lines, columns, index + 1)
-            _draw(axes, chart)
-            axes.set_title(chart.title, fontsize=9, loc="left")
-            axes.legend(fontsize=7, frameon=False)
+            panel.draw(axes)
+            axes.set_title(panel.title, fontsize=9, loc="left")
+            if panel.legend == "inside":
+                axes.legend(fontsize=7, frameon=False)
+            elif panel.legend == "below":
+                axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)
         replace_file(out, lambda file: figure.savefig(file, format="png", dpi=150))
     return out
 
 
-def svg(chart: Chart, prefix: str) -> str:
-    """A chart as an `<svg>` element for an HTML page: no script, no address, ids that start with `prefix`.
+def svg(draw: Callable[[Any], None], prefix: str, size: tuple[float, float] = _SIZE) -> str:
+    """A drawing as an `<svg>` element for an HTML page: no script, no address, ids that start with `prefix`.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -83,13 +106,23 @@ def svg(chart: Chart, prefix: str) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=_SIZE, layout="constrained")
-        _draw(figure.add_subplot(), chart)
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _embeddable(buffer.getvalue(), prefix)
 
 
-def _draw(axes: Any, chart: Chart) -> None:
+def chart_figure(chart: Chart, prefix: str) -> dict[str, Any]:
+    """A chart as the pages' figures have it: `title`, `note`, `svg`, `legend`."""
+    legend = [
+        {"name": line.name, "style": line.style, "dashes": line_style(line.style)[1], "ends": line.ends}
+        for line in sorted(chart.lines, key=lambda line: line.style)
+    ]
+    drawing = svg(partial(draw_chart, chart=chart), prefix)
+    return {"title": chart.title, "note": chart.note, "svg": drawing, "legend": legend}
+
+
+def draw_chart(axes: Any, chart: Chart) -> None:
     if chart.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -98,7 +131,9 @@ def _draw(axes: Any, chart: Chart) -> None:
         _draw_line(axes, line, floor=_SMALLEST_D if chart.log else None)
     if chart.from_zero:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel("step")
+    if chart.y_range is not None:
+        axes.set_ylim(*chart.y_range)
+    axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.unit)
     axes.grid(axis="y", linewidth=0.5)
     axes.tick_params(length=2)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from scgrpo.errors import MissingExtraError
 from scgrpo.report import summary
-from scgrpo.report.charts import Chart, build_charts
-from scgrpo.report.curves import line_style, svg
+from scgrpo.report.charts import build_charts
+from scgrpo.report.curves import chart_figure
 from scgrpo.report.heatmap import LEVELS, build_sections, is_scored
+from scgrpo.report.rendering import render
 from scgrpo.report.shares import credit_shares
-from scgrpo.report.text import number
 from scgrpo.report.view import RunView, load_views
 from scgrpo.runs import RolloutRow
 from scgrpo.runs.files import replace_text
@@ -40,7 +38,7 @@ def write_report(run: Path, *, beside: Sequence[Path] = (), out: Path | None = N
         MissingExtraError: jinja2, matplotlib or pyarrow is not installed.
     """
     main, others, notes = load_views(Path(run), [Path(path) for path in beside])
-    page = _render(_content(main, others, notes))
+    page = render("report.html.j2", _content(main, others, notes))
     out = main.run.report_path if out is None else Path(out)
     replace_text(out, page)
     return out
@@ -66,7 +64,7 @@ def _content(main: RunView, others: list[RunView], notes: list[str]) -> dict[str
         "results": summary.result_rows(views),
         "changed": [sentence for view in views for sentence in summary.changed_problems(view)],
         "costs": summary.cost_rows(views),
-        "figures": [_figure(chart, index) for index, chart in enumerate(charts.drawn)],
+        "figures": [chart_figure(chart, f"f{index}") for index, chart in enumerate(charts.drawn)],
         "sections": build_sections(rollouts),
         "levels": range(LEVELS),
         "shares": shares,
@@ -74,20 +72,6 @@ def _content(main: RunView, others: list[RunView], notes: list[str]) -> dict[str
         "starts": summary.starts(main),
         "config": summary.config_text(main),
         "files": _files(main),
-    }
-
-
-def _figure(chart: Chart, index: int) -> dict[str, Any]:
-    legend = [
-        {"name": line.name, "style": line.style, "dashes": line_style(line.style)[1], "ends": line.ends}
-        for line in sorted(chart.lines, key=lambda line: line.style)
-    ]
-    return {
-        "title": chart.title,
-        "note": chart.note,
-        "unit": chart.unit,
-        "svg": svg(chart, f"f{index}"),
-        "legend": legend,
     }
 
 
@@ -125,21 +109,3 @@ def _files(view: RunView) -> list[tuple[str, str]]:
         "model/": "the trained model",
     }
     return [(name, text) for name, text in counts.items() if (run.path / name).exists()]
-
-
-def _render(content: Mapping[str, Any]) -> str:
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "The report is made with jinja2, which is not installed.", 'Install it: pip install "scgrpo[report]".'
-        ) from error
-    templates = files("scgrpo.report") / "templates"
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "percent": summary.percent}
-    template = environment.from_string((templates / "report.html.j2").read_text(encoding="utf-8"))
-    style = Markup((templates / "report.css").read_text(encoding="utf-8"))
-    return template.render(content, style=style)

@@ -26,7 +26,9 @@ def area_under_curve(x: ArrayLike, y: ArrayLike, until: float | None = None) -> 
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if xs.shape != ys.shape or xs.ndim != 1 or bool((np.diff(xs) < 0).any()):
-        raise ShapeError(f"A curve of {xs.shape} points and {ys.shape} heights.", "Give ascending x, and a y for each.")
+        raise ShapeError(
+            f"A curve of {xs.shape} points and {ys.shape} heights.", "Give ascending x, and a y for each."
+        )
     if len(xs) < 2:
         return math.nan
     end = float(xs[-1]) if until is None else until

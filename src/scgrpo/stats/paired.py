@@ -46,7 +46,12 @@ class Difference:
 
 
 def cluster_contrast(
-    differences: Floats, strata: Sequence[Hashable], *, replicates: int = 4000, seed: int = 0, confidence: float = 0.95
+    differences: Floats,
+    strata: Sequence[Hashable],
+    *,
+    replicates: int = 4000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> Difference:
     """Mean difference of paired runs that share their problems, by a hierarchical bootstrap.
 
@@ -196,16 +201,12 @@ def _spread(values: Floats) -> Floats:
     return len(values) * values.var(axis=0, ddof=1)
 
 
-def _stretched_percentiles(
-    parts: list[Floats], replicates: int, seed: int, confidence: float
-) -> tuple[float, float]:
+def _stretched_percentiles(parts: list[Floats], replicates: int, seed: int, confidence: float) -> tuple[float, float]:
     """Ends of the interval, relative to the estimate. `parts`: summands, resampled independently of each other."""
     variances = np.array([float(_spread(part)) if len(part) > 1 else 0.0 for part in parts])
     if not variances.sum() > 0:
         return 0.0, 0.0
-    sums = sum(
-        _draws(len(part), replicates, seed + index) @ (part - part.mean()) for index, part in enumerate(parts)
-    )
+    sums = sum(_draws(len(part), replicates, seed + index) @ (part - part.mean()) for index, part in enumerate(parts))
     freedoms = np.array([max(1, len(part) - 1) for part in parts])
     freedom = max(1, int(variances.sum() ** 2 / (variances**2 / freedoms).sum()))
     stretch = t_quantile(freedom, confidence) / NormalDist().inv_cdf((1 + confidence) / 2)
