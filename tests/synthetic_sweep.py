@@ -48,8 +48,12 @@ def make_results(
 def write_sweep(folder: Path, results: Iterable[RunResult]) -> Path:
     """Append results to the sweep's file; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for result in results:
-        append_result(folder / FILE_NAME, result)
+    line = folder / "line.jsonl"  # appending looks at the whole file first, which adds up
+    with (folder / FILE_NAME).open("ab") as file:
+        for result in results:
+            append_result(line, result)
+            file.write(line.read_bytes())
+            line.unlink()
     return folder
 
 

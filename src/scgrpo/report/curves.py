@@ -10,6 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scgrpo.errors import MissingExtraError, RunError
 from scgrpo.report.charts import Chart, Line, build_charts, trailing_mean
 from scgrpo.report.view import load_views
@@ -35,6 +38,8 @@ _RC = {
     "axes.spines.right": False,
 }
 _SIZE = (4.3, 2.5)  # inches per chart
+_DPI = 150
+Pixels = NDArray[np.uint8]  # [height, width, RGBA]
 _SMALLEST_D = 1e-6  # nats; the log axis ends here, zeros are drawn on it
 
 
@@ -63,36 +68,59 @@ def write_png(run: Path, out: Path | None = None, beside: Sequence[Path] = ()) -
 
 @dataclass(frozen=True)
 class Panel:
-    """One of several drawings in a picture: `draw` is given its axes."""
+    """One of several drawings in a picture: `draw` is given its axes; `size` in inches."""
 
     title: str
     draw: Callable[[Any], None]
     legend: Literal["none", "inside", "below"] = "none"
+    size: tuple[float, float] = (_SIZE[0], 1.25 * _SIZE[1])
 
 
-def draw_png(panels: Sequence[Panel], out: Path, size: tuple[float, float] = (_SIZE[0], 1.25 * _SIZE[1])) -> Path:
-    """Panels of `size` (width and height, inches) in up to three columns, as one PNG.
+def draw_png(panels: Sequence[Panel], out: Path) -> Path:
+    """Panels in up to three columns, as one PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     matplotlib = _matplotlib()
-    from matplotlib.figure import Figure
+    from matplotlib.image import imsave
 
     columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
-        for index, panel in enumerate(panels):
-            axes = figure.add_subplot(lines, columns, index + 1)
-            panel.draw(axes)
-            axes.set_title(panel.title, fontsize=9, loc="left")
-            if panel.legend == "inside":
-                axes.legend(fontsize=7, frameon=False)
-            elif panel.legend == "below":
-                axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0)
-        replace_file(out, lambda file: figure.savefig(file, format="png", dpi=150))
+        # Each a figure of its own: the time to lay out one figure grows with the square of its panels.
+        images = [_pixels(panel) for panel in panels]
+    lines = [_joined(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
+    replace_file(out, lambda file: imsave(file, _joined(lines, axis=0), format="png", dpi=_DPI))
     return out
+
+
+def _pixels(panel: Panel) -> Pixels:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=panel.size, layout="constrained", dpi=_DPI)
+    axes = figure.add_subplot()
+    panel.draw(axes)
+    axes.set_title(panel.title, fontsize=9, loc="left")
+    if panel.legend == "inside":
+        axes.legend(fontsize=7, frameon=False)
+    elif panel.legend == "below":
+        figure.legend(fontsize=7, frameon=False, loc="outside lower left")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba()).copy()
+
+
+def _joined(images: Sequence[Pixels], axis: int) -> Pixels:
+    """Side by side (axis 1) or one below the other (axis 0), on white."""
+    across = 1 - axis
+    longest = max(image.shape[across] for image in images)
+    padded = []
+    for image in images:
+        widths = [(0, 0), (0, 0), (0, 0)]
+        widths[across] = (0, longest - image.shape[across])
+        padded.append(np.pad(image, widths, constant_values=255))
+    return np.concatenate(padded, axis=axis)
 
 
 def svg(draw: Callable[[Any], None], prefix: str, size: tuple[float, float] = _SIZE) -> str:

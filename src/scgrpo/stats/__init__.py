@@ -2,10 +2,11 @@
 
 from scgrpo.stats.curve import area_under_curve
 from scgrpo.stats.paired import Difference, cluster_contrast, holm, sign_flip_p, smallest_sign_flip_p, unit_contrast
-from scgrpo.stats.student import t_interval, t_quantile
+from scgrpo.stats.student import Floats, t_interval, t_quantile
 
 __all__ = [
     "Difference",
+    "Floats",
     "area_under_curve",
     "cluster_contrast",
     "holm",

@@ -61,7 +61,8 @@ def forest_rows(family: Family) -> Forest:
 def panels(charts: Sequence[Chart]) -> list[Panel]:
     """Learning curves for a picture of its own."""
     return [
-        Panel(f"{chart.title}, by {chart.x}", partial(draw_chart, chart=chart), legend="below") for chart in charts
+        Panel(f"{chart.title}, by {chart.x}", partial(draw_chart, chart=chart), legend="below", size=(4.3, 3.4))
+        for chart in charts
     ]
 
 

@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from scgrpo.report.compare.study import Testbed
 from scgrpo.runs.results import Point, RunResult
-from scgrpo.stats import area_under_curve
+from scgrpo.stats import Floats, area_under_curve
 
 OutcomeKey = Literal["final", "area_steps", "area_tokens"]
 TITLES: dict[OutcomeKey, str] = {
@@ -34,20 +37,20 @@ class Outcome:
         points = [(point, point.avg_at_k) for point in run.curve]
         if any(value is None for _, value in points):
             return math.nan
-        return self._area(run.curve, [math.nan if value is None else value for _, value in points])
+        return float(self._area(run.curve, [_or_nan(value) for _, value in points]))
 
     def by_problem(self, run: RunResult) -> dict[str, float]:
         """The outcome per problem id, NaN where ungraded; {} where the run did not record what that takes."""
         points = run.curve[-1:] if self.key == "final" else run.curve
         scores = [{p.problem_id: p.mean_score for p in point.problems} for point in points]
-        if not scores or any(point.keys() != scores[0].keys() for point in scores):
+        if not scores or not scores[0] or any(point.keys() != scores[0].keys() for point in scores):
             return {}
-        values = {problem: [_or_nan(point[problem]) for point in scores] for problem in scores[0]}
+        values = np.array([[_or_nan(score[problem]) for score in scores] for problem in scores[0]])
         if self.key == "final":
-            return {problem: score[0] for problem, score in values.items()}
-        return {problem: self._area(points, score) for problem, score in values.items()}
+            return dict(zip(scores[0], values[:, -1].tolist(), strict=True))
+        return dict(zip(scores[0], self._area(points, values).tolist(), strict=True))
 
-    def _area(self, points: Sequence[Point], values: Sequence[float]) -> float:
+    def _area(self, points: Sequence[Point], values: ArrayLike) -> Floats:
         return area_under_curve([_x(self.key)(p) for p in points], values, self.until)
 
 

@@ -84,32 +84,30 @@ def _write(study: _Study, folder: Path) -> None:
     replace_text(folder / "runs.csv", tables.runs_csv(study.testbeds, study.outcomes))
     charts = [chart for testbed in study.testbeds for chart in study.charts(testbed)]
     pictures = {"curves.png": panels(charts), "forest.png": _forest_panels(study)}
-    sizes = {"curves.png": (4.3, 4.0), "forest.png": _tallest(study.forests())}
     for name, its in pictures.items():
         if its:
-            draw_png(its, folder / name, sizes[name])
+            draw_png(its, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier comparison
 
 
 def _forest_panels(study: _Study) -> list[Panel]:
     forests = study.forests()
-    return [Panel(forest.title, partial(forest.draw, **_scale(study, forests))) for forest in forests]
+    scale = _scale(study, forests)
+    return [Panel(forest.title, partial(forest.draw, **scale), size=forest.size) for forest in forests]
 
 
 def _scale(study: _Study, forests: Sequence[Forest]) -> dict[str, Any]:
+    """One scale for all forest plots."""
     spans = [forest.span() for forest in forests]
-    return {"span": (min(s[0] for s in spans), max(s[1] for s in spans)), "margin": study.options.margin}
-
-
-def _tallest(forests: Sequence[Forest]) -> tuple[float, float]:
-    return max((forest.size for forest in forests), default=(4.3, 2.0))
+    span = min((s[0] for s in spans), default=0.0), max((s[1] for s in spans), default=0.0)
+    return {"span": span, "margin": study.options.margin}
 
 
 def _content(study: _Study) -> dict[str, Any]:
     testbeds, options = study.testbeds, study.options
     forests = study.forests()
-    scale = _scale(study, forests) if forests else {}
+    scale = _scale(study, forests)
     orders = [rank(testbed) for testbed in testbeds]
     return {
         "options": options,
