@@ -101,7 +101,7 @@ def _pixels(panel: Panel) -> Pixels:
     figure = Figure(figsize=panel.size, layout="constrained", dpi=_DPI)
     axes = figure.add_subplot()
     panel.draw(axes)
-    axes.set_title(panel.title, fontsize=9, loc="left")
+    figure.suptitle(panel.title, fontsize=9, x=0.01, ha="left")
     if panel.legend == "inside":
         axes.legend(fontsize=7, frameon=False)
     elif panel.legend == "below":
@@ -166,6 +166,14 @@ def draw_chart(axes: Any, chart: Chart) -> None:
     axes.grid(axis="y", linewidth=0.5)
     axes.tick_params(length=2)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if chart.x != "step":
+        few_ticks(axes)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def few_ticks(axes: Any) -> None:
+    """An x axis of long numbers, none of which overlap."""
+    axes.xaxis.get_major_locator().set_params(nbins=5, prune="upper")
 
 
 def _draw_line(axes: Any, line: Line, floor: float | None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from scgrpo.report.charts import Chart, Line
 from scgrpo.report.compare.contrasts import Family
 from scgrpo.report.compare.study import Testbed
-from scgrpo.report.curves import COLOURS, FAINT, INK, Panel, draw_chart
+from scgrpo.report.curves import COLOURS, FAINT, INK, Panel, draw_chart, few_ticks
 from scgrpo.runs.results import RunResult
 from scgrpo.stats import t_interval
 
@@ -37,7 +37,7 @@ def learning_charts(testbed: Testbed, reference: str, axis: Axis) -> list[Chart]
         if shown:
             which = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
             x = "step" if axis == "step" else "completion tokens sampled"
-            title = f"{shorten(testbed.name)}{which}"
+            title = f"{shorten(testbed.name)}, by {axis}{which}"
             charts.append(Chart(f"{axis}-{number}", title, "Avg@k", shown, x=x, y_range=span))
     return charts
 
@@ -60,10 +60,7 @@ def forest_rows(family: Family) -> Forest:
 
 def panels(charts: Sequence[Chart]) -> list[Panel]:
     """Learning curves for a picture of its own."""
-    return [
-        Panel(f"{chart.title}, by {chart.x}", partial(draw_chart, chart=chart), legend="below", size=(4.3, 3.4))
-        for chart in charts
-    ]
+    return [Panel(chart.title, partial(draw_chart, chart=chart), legend="below", size=(4.3, 3.4)) for chart in charts]
 
 
 @dataclass(frozen=True)
@@ -111,6 +108,7 @@ class Forest:
         axes.set_xlabel(self.x)
         axes.grid(axis="x", linewidth=0.5)
         axes.tick_params(length=2)
+        few_ticks(axes)
 
 
 def shorten(name: str) -> str:
@@ -126,7 +124,7 @@ def _line(testbed: Testbed, method: str, axis: Axis) -> Line | None:
         return None
     heights = np.array([np.interp(grid, xs, ys) for xs, ys in curves])
     means, lows, highs = zip(*(t_interval(column) for column in heights.T), strict=True)
-    name = f"{method}, {len(curves)} run{'s' if len(curves) > 1 else ''}"
+    name = f"{shorten(method)}, {len(curves)} run{'s' if len(curves) > 1 else ''}"
     band = (list(lows), list(highs)) if len(curves) > 1 else (None, None)
     return Line(name, 0, [float(x) for x in grid], list(means), *band)
 
@@ -150,7 +148,7 @@ def _grid(curves: Sequence[Sequence[float]], axis: Axis) -> np.ndarray:
 
 
 def _styled(line: Line, style: int) -> Line:
-    return Line(shorten(line.name), style, line.steps, line.values, line.low, line.high)
+    return Line(line.name, style, line.steps, line.values, line.low, line.high)
 
 
 def _range(lines: Sequence[Line]) -> tuple[float, float] | None:

@@ -62,6 +62,11 @@ class Contrast:
         return "higher" if difference.value > 0 else "lower"
 
     @property
+    def is_hopeless(self) -> bool:
+        """So few units that the test could not have given a corrected p below 0.05."""
+        return self.num_pairs > 0 and self.difference.smallest_p * max(1, self.family) >= LEVEL
+
+    @property
     def units_needed(self) -> int:
         """Units from which on the test could give a corrected p below 0.05 at all."""
         return next(n for n in range(1, 60) if 2.0 ** (1 - n) * max(1, self.family) < LEVEL)

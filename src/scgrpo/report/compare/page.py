@@ -17,7 +17,7 @@ from scgrpo.report.compare.outcomes import TITLES, Outcome, outcomes_of
 from scgrpo.report.compare.ranking import rank, rate_warnings
 from scgrpo.report.compare.sources import read_sources
 from scgrpo.report.compare.study import Options, Testbed, gather, lack
-from scgrpo.report.compare.words import sentence
+from scgrpo.report.compare.words import hopeless, sentence
 from scgrpo.report.curves import Panel, chart_figure, draw_png, svg
 from scgrpo.report.rendering import render
 from scgrpo.runs.files import replace_text
@@ -131,7 +131,10 @@ def _content(study: _Study) -> dict[str, Any]:
 def _group(study: _Study, family: Family) -> dict[str, Any]:
     """A family: its table and its sentences, those that show something first."""
     told = [(c.verdict != "not shown", sentence(c, study.options.margin)) for c in family.contrasts]
+    limits = [hopeless(c) for c in family.contrasts if c.is_hopeless]
+    all_hopeless = limits and len(limits) == len(family.contrasts)
     return {
+        "limit": limits[0] if all_hopeless else "" if any(shown for shown, _ in told) else "Nothing is shown here.",
         "outcome": family.outcome,
         "place": family.testbed if family.testbed is not None else "Pooled over testbeds",
         "reference": family.reference,

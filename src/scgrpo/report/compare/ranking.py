@@ -27,6 +27,11 @@ class Ranking:
     num_cells: int
     places: list[Place]
 
+    @property
+    def rates(self) -> str:
+        """The learning rates tried, as text."""
+        return rates_text(self.grid)
+
 
 def rank(testbed: Testbed) -> tuple[list[Ranking], list[str]]:
     """Orders of methods tuned alike, and in words why the other methods are in none."""

@@ -41,6 +41,19 @@ def sentence(contrast: Contrast, margin: float) -> str:
     ).strip()
 
 
+def hopeless(contrast: Contrast) -> str:
+    """Why so few paired units could not have shown anything."""
+    least = contrast.difference.smallest_p
+    units = _count(contrast.difference.num_units, "paired unit")
+    correction = ""
+    if contrast.family > 1:
+        correction = f", {p_text(min(1, least * contrast.family))} after correction for {contrast.family} contrasts"
+    return (
+        f"Nothing could be shown here: {units} cannot give a p below {p_text(least)}{correction}; "
+        f"at least {contrast.units_needed} are needed."
+    )
+
+
 def p_text(p: float) -> str:
     """A p-value as papers print it."""
     if math.isnan(p):
@@ -70,14 +83,8 @@ def _where(contrast: Contrast) -> str:
 def _why_not(contrast: Contrast) -> str:
     """Where the reason is not simply a small difference."""
     difference = contrast.difference
-    if difference.smallest_p * contrast.family >= LEVEL:
-        units = _count(difference.num_units, "paired unit")
-        corrected = f", {p_text(min(1, difference.smallest_p * contrast.family))} after correction for "
-        correction = f"{corrected}{contrast.family} contrasts" if contrast.family > 1 else ""
-        return (
-            f"Nothing could be shown here: {units} cannot give a p below {p_text(difference.smallest_p)}"
-            f"{correction}; at least {contrast.units_needed} are needed. "
-        )
+    if contrast.is_hopeless:
+        return f"{hopeless(contrast)} "
     excludes = difference.low > 0 or difference.high < 0
     if excludes:
         return "The interval excludes 0, but the corrected test does not reach 0.05. "
