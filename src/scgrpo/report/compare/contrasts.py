@@ -154,7 +154,7 @@ class _Pairs:
             reference=reference,
             outcome=outcome.key,
             cells=shared,
-            differences=np.array(rows, dtype=np.float64).reshape(len(shared), -1),
+            differences=np.array(rows, dtype=np.float64).reshape(len(shared), max(1, len(everyones))),
             num_problems=len(everyones),
             num_left_out=len(union) - len(everyones),
             missing=[text for text in absences.values() if text],

@@ -36,9 +36,12 @@ class Ranking:
 def rank(testbed: Testbed) -> tuple[list[Ranking], list[str]]:
     """Orders of methods tuned alike, and in words why the other methods are in none."""
     groups: dict[tuple[float, ...], list[str]] = {}
-    for method in testbed.methods:
-        groups.setdefault(testbed.rates(method).grid, []).append(method)
     rankings, reasons = [], []
+    for method in testbed.methods:
+        if testbed.done(method):
+            groups.setdefault(testbed.rates(method).grid, []).append(method)
+        else:
+            reasons.append(f"{method}: no run ended with a result.")
     for grid, methods in groups.items():
         if not grid:
             reasons.append(_untuned(testbed, methods))
