@@ -8,15 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 
 from scgrpo.errors import MissingExtraError, RunError
 from scgrpo.report.charts import Chart, Line, build_charts, trailing_mean
 from scgrpo.report.view import load_views
 from scgrpo.runs.files import replace_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]  # [height, width, RGBA]
 
 # Drawn in these colours; in the page each becomes a CSS variable, so that it can follow a dark theme.
 INK, FAINT = "#1d2329", "#c9ced4"
@@ -39,7 +43,6 @@ _RC = {
 }
 _SIZE = (4.3, 2.5)  # inches per chart
 _DPI = 150
-Pixels = NDArray[np.uint8]  # [height, width, RGBA]
 _SMALLEST_D = 1e-6  # nats; the log axis ends here, zeros are drawn on it
 
 
@@ -95,6 +98,7 @@ def draw_png(panels: Sequence[Panel], out: Path) -> Path:
 
 
 def _pixels(panel: Panel) -> Pixels:
+    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -113,6 +117,8 @@ def _pixels(panel: Panel) -> Pixels:
 
 def _joined(images: Sequence[Pixels], axis: int) -> Pixels:
     """Side by side (axis 1) or one below the other (axis 0), on white."""
+    import numpy as np
+
     across = 1 - axis
     longest = max(image.shape[across] for image in images)
     padded = []

@@ -220,4 +220,4 @@ def _draws(count: int, replicates: int, seed: int) -> Floats:
     drawn = np.random.default_rng(seed).integers(0, count, (replicates, max(1, count - 1)))
     cells = drawn + count * np.arange(replicates)[:, None]
     counts = np.bincount(cells.ravel(), minlength=replicates * count).reshape(replicates, count)
-    return counts * (count / max(1, count - 1))
+    return counts.astype(np.float64) * (count / max(1, count - 1))

@@ -15,7 +15,7 @@ from scgrpo.report.compare.contrasts import Family
 from scgrpo.report.compare.study import Testbed
 from scgrpo.report.curves import COLOURS, FAINT, INK, Panel, draw_chart, few_ticks
 from scgrpo.runs.results import RunResult
-from scgrpo.stats import t_interval
+from scgrpo.stats import Floats, t_interval
 
 Axis = Literal["step", "tokens"]
 _LINES_PER_CHART = 5  # besides the reference; more cannot be told apart
@@ -135,7 +135,7 @@ def _curve(run: RunResult, axis: Axis) -> tuple[list[float], list[float]]:
     return xs, [point.avg_at_k for point in points if point.avg_at_k is not None]
 
 
-def _grid(curves: Sequence[Sequence[float]], axis: Axis) -> np.ndarray:
+def _grid(curves: Sequence[Sequence[float]], axis: Axis) -> Floats:
     """Where the mean is drawn: the range that all runs cover; their own steps there, or evenly spread tokens."""
     if not curves:
         return np.zeros(0)

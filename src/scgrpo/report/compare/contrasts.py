@@ -13,7 +13,7 @@ import numpy as np
 from scgrpo.report.compare.outcomes import Outcome, OutcomeKey
 from scgrpo.report.compare.study import Cell, Likeness, Options, Testbed, lack
 from scgrpo.runs.results import RunResult
-from scgrpo.stats import Difference, cluster_contrast, holm, unit_contrast
+from scgrpo.stats import Difference, Floats, cluster_contrast, holm, unit_contrast
 
 POOLED = "pooled"
 LEVEL = 0.05
@@ -93,7 +93,8 @@ def build_families(
                 found.setdefault((outcome.key, reference), []).append((testbed, outcome))
     families = []
     for (key, reference), places in found.items():
-        each, units = [], {}
+        each: list[Family] = []
+        units: dict[str, list[_Pairs]] = {}
         for testbed, outcome in places:
             pairs = [
                 _Pairs.of(testbed, method, reference, outcome)
@@ -128,7 +129,7 @@ class _Pairs:
     reference: str
     outcome: OutcomeKey
     cells: list[Cell]
-    differences: np.ndarray
+    differences: Floats
     num_problems: int
     num_left_out: int
     missing: list[str]
@@ -163,7 +164,7 @@ class _Pairs:
     def bases(self) -> list[str]:
         return list(dict.fromkeys(base for base, _ in self.cells))
 
-    def base_means(self) -> np.ndarray:
+    def base_means(self) -> Floats:
         """[bases, problems]: the mean over seeds, where a problem has any."""
         labels = np.array([base for base, _ in self.cells])
         means = []
@@ -225,7 +226,7 @@ def _pooled(pairs: Sequence[_Pairs]) -> Contrast:
     )
 
 
-def _row_means(pairs: _Pairs) -> np.ndarray:
+def _row_means(pairs: _Pairs) -> Floats:
     """Mean over problems of each run's difference, then over the seeds of a base."""
     runs = np.nanmean(pairs.differences, axis=1)
     labels = np.array([base for base, _ in pairs.cells])

@@ -11,7 +11,7 @@ from typing import Any
 from scgrpo.errors import RunError
 from scgrpo.report.charts import Chart
 from scgrpo.report.compare import tables
-from scgrpo.report.compare.charts import Forest, forest_rows, learning_charts, panels
+from scgrpo.report.compare.charts import Axis, Forest, forest_rows, learning_charts, panels
 from scgrpo.report.compare.contrasts import Family, build_families
 from scgrpo.report.compare.outcomes import TITLES, Outcome, outcomes_of
 from scgrpo.report.compare.ranking import rank, rate_warnings
@@ -71,7 +71,7 @@ class _Study:
     notes: list[str]
 
     def charts(self, testbed: Testbed) -> list[Chart]:
-        axes = ("step", "tokens")
+        axes: tuple[Axis, ...] = ("step", "tokens")
         return [chart for axis in axes for chart in learning_charts(testbed, self.options.reference, axis)]
 
     def forests(self) -> list[Forest]:
