@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-
 from scgrpo.errors import MissingExtraError, RunError
 from scgrpo.report.charts import Chart, Line, build_charts, trailing_mean
 from scgrpo.report.view import load_views

@@ -44,7 +44,8 @@ def learning_charts(testbed: Testbed, reference: str, axis: Axis) -> list[Chart]
 
 def forest_rows(family: Family) -> Forest:
     """The contrasts of a family as a forest plot."""
-    title = "Pooled over testbeds" if family.testbed is None else shorten(family.testbed)
+    place = "Pooled over testbeds" if family.testbed is None else shorten(family.testbed)
+    title = f"{place}, against {shorten(family.reference)}"
     rows = [
         _Row(
             shorten(c.method) + (" †" if c.likeness == "unlike" else ""),
