@@ -245,7 +245,7 @@ def test_of_lines_with_one_key_the_last_counts(tmp_path: Path) -> None:
     other = write_sweep(tmp_path / "b", [fail(results[0])])
     found, notes = read_sources([folder, other])
     assert [r.status for r in found].count("failed") == 1
-    assert notes == ["1 runs are in several sweeps with other results; those of the last sweep given count."]
+    assert notes == ["Runs of which several sweeps have different results: 1. Those of the last sweep given count."]
     assert read_sources([folder, folder / FILE_NAME]) == (read_sources([folder])[0], [])
 
 

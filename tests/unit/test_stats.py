@@ -131,8 +131,8 @@ def simulate(bases: int, seeds: int, *, spread: float, by_problem: float, trials
     return covered / trials, found / trials
 
 
-# 1500 trials with 100 problems: coverage .95 (3 x 5), .94 (1 x 8), .94 (1 x 5); p < 0.05 in .06, .05 and 0 of them. With
-# effects by problem p < 0.05 is more frequent: the test speaks of the problems at hand, on which methods then differ.
+# 1500 trials with 100 problems: coverage .95 (3 x 5), .94 (1 x 8), .94 (1 x 5); p < 0.05 in .06, .05 and 0 of them.
+# With effects by problem p < 0.05 is more frequent: the test speaks of the problems at hand, which then differ.
 @pytest.mark.parametrize(("bases", "seeds"), [(3, 5), (3, 10), (1, 8), (1, 5)])
 def test_coverage_and_false_positives_without_a_difference(bases: int, seeds: int) -> None:
     coverage, false_positives = simulate(bases, seeds, spread=0.03, by_problem=0)

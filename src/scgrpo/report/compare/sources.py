@@ -41,7 +41,7 @@ def read_sources(sources: Sequence[Path]) -> tuple[list[RunResult], list[str]]:
             found[result.key] = result
     if repeated:
         notes.append(
-            f"{repeated} runs are in several sweeps with other results; those of the last sweep given count."
+            f"Runs of which several sweeps have different results: {repeated}. Those of the last sweep given count."
         )
     return [found[key] for key in sorted(found)], notes
 
