@@ -48,12 +48,8 @@ def make_results(
 def write_sweep(folder: Path, results: Iterable[RunResult]) -> Path:
     """Append results to the sweep's file; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    line = folder / "line.jsonl"  # appending looks at the whole file first, which adds up
-    with (folder / FILE_NAME).open("ab") as file:
-        for result in results:
-            append_result(line, result)
-            file.write(line.read_bytes())
-            line.unlink()
+    for result in results:
+        append_result(folder / FILE_NAME, result)
     return folder
 
 

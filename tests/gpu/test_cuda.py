@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from scgrpo.divergence import OutputHead, differentiable_evidence, token_evidence, token_evidence_reference
+from scgrpo.divergence import (
+    Distillation,
+    OutputHead,
+    differentiable_evidence,
+    distillation_reference,
+    token_evidence,
+    token_evidence_reference,
+)
 from scgrpo.divergence.backends import has_triton
 from scgrpo.divergence.fold import fold_eager, fold_plain
 
@@ -69,6 +76,26 @@ def test_mixed_precision_rounds_the_factors_alone() -> None:
     expected = token_evidence_reference(*rounded[:2], tokens, OutputHead(rounded[2]))
     for name in FIELDS:
         torch.testing.assert_close(getattr(found, name).double(), getattr(expected, name), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("kind", [Distillation("both"), Distillation("jsd"), Distillation("forward", clip=0.01)])
+def test_distillation_losses_are_those_of_autograd(kind: Distillation, dtype: torch.dtype, limit: float) -> None:
+    student, teacher, tokens, weight = case(200, 128, 20_001, dtype)
+    results = []
+    for tiled in (True, False):
+        h, w = student.detach().requires_grad_(), weight.detach().requires_grad_()
+        heads = {"head": OutputHead(weight), "student_head": OutputHead(w)}
+        if tiled:
+            _, loss = kind(h, teacher, tokens, **heads)
+        else:
+            loss = distillation_reference(kind, h, teacher, tokens, **heads)
+        loss.sum().backward()
+        assert h.grad is not None
+        assert w.grad is not None
+        results.append([loss.detach(), h.grad.float(), w.grad.float()])
+    for found, expected in zip(*results, strict=True):
+        assert float((found - expected).norm() / expected.norm()) < limit
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])

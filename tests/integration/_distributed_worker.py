@@ -135,6 +135,7 @@ def train(out: Path, pattern: str, loss_type: str, kind: str, processes: int) ->
         "losses": seen.losses,
         "parameters": whole(model),
         "metrics": {k: v for k, v in trainer.state.log_history[0].items() if k.startswith("credit/")},
+        "compute": trainer.meter.totals,
     }
 
 

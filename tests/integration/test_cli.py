@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,45 @@ def test_baselines_by_name_beside_each_other(tmp_path: Path, capsys: pytest.Capt
         assert config["train"]["epsilon_high"] == expected
     metrics = [json.loads(line) for line in (tmp_path / "run-dapo" / "metrics.jsonl").read_text().splitlines()]
     assert all("sampling/rounds" in record for record in metrics)
+
+
+def test_distillation_by_name_with_references_of_the_task(tmp_path: Path) -> None:
+    options = ["--method", "sdpo", "--compare_with", "opsd", "grpo_kl", "--side_by_side", "false"]
+    assert train(tmp_path / "run", *options) == 0
+    for folder, share in (("run", 0.01), ("run-opsd", 1.0), ("run-grpo_kl", 0.0)):
+        lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        metrics = [json.loads(line) for line in lines]
+        assert all(record["distill/teacher_frac"] >= share for record in metrics)
+    folder = str(tmp_path / "run-grpo_kl" / "model")
+    teacher = ["--method", "opd", "--compare_with", "none", "--teacher_model_name_or_path"]
+    assert train(tmp_path / "opd", *teacher, folder) == 0
+    assert train(tmp_path / "itself", *teacher, "tiny", "--max_steps", "1") == 0
+    metrics = json.loads((tmp_path / "itself" / "metrics.jsonl").read_text())
+    assert metrics["distill/divergence"] < 1e-6
+
+
+def test_references_are_right_the_same_every_time_and_added_only_where_read(tmp_path: Path) -> None:
+    from scgrpo.cli.setup import load_problem, make_task
+
+    def rows(*options: str, config: str = "reach") -> list[Any]:
+        parsed = parse_train(["--config", config, "--output_dir", str(tmp_path), *options])
+        task = make_task(parsed)
+        assert task is not None
+        found = load_problem(parsed, task).train_rows
+        for row in found[:5]:
+            if config == "reach" and "hint" in row:
+                assert task.is_correct(row["hint"], row)  # type: ignore[attr-defined]
+        return found
+
+    opsd = ["--method", "opsd", "--reference_column", "hint", "--max_train_rows", "50"]
+    assert rows(*opsd) == rows(*opsd)
+    assert all(row["hint"] for row in rows(*opsd))
+    assert "solution" not in rows("--method", "sdpo")[0]
+    assert "solution" in rows("--method", "sdpo", "--compare_with", "opsd")[0]
+    data = ["--dataset_name", str(next(GSM8K.glob("*.jsonl"))), "--method", "opsd", "--compare_with", "none"]
+    worked = {row["answer"]: row["solution"] for row in rows(*data, config="gsm8k-smoke")}
+    assert worked
+    assert all(text.endswith(f"#### {answer}") and len(text) > 20 for answer, text in worked.items())
 
 
 def test_a_run_directory_in_use_is_refused_with_a_way_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -199,3 +239,59 @@ def test_usage_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
     assert main(["--help"]) == 0
     assert main(["trian"]) == 2
     assert "unknown command" in capsys.readouterr().err
+
+
+def test_eval_adds_another_task_to_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train(tmp_path / "run", "--compare_with", "none") == 0
+    run = ["eval", "--run", str(tmp_path / "run")]
+
+    def evals() -> list[dict]:
+        lines = (tmp_path / "run" / "evals.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    assert main([*run, "--task", "countdown"]) == 0
+    own, other = evals()[:2], evals()[2:]
+    assert [(e["task"], e["label"], e["step"]) for e in other] == [
+        ("countdown", "before", 0),
+        ("countdown", "after", 2),
+    ]
+    for name in ("k", "num_problems", "temperature", "top_p", "max_new_tokens"):
+        assert {e[name] for e in other} == {own[0][name]}, "as the run evaluates"
+    assert main([*run, "--task", "countdown", "--problems", "2"]) == 0
+    assert [e["label"] for e in evals()[4:]] == ["after"], "where it started is known"
+    assert main(run) == 0
+    again = evals()[-1]
+    assert (again["task"], again["step"], again["per_problem"]) == ("reach", 2, own[1]["per_problem"])
+    assert "after training, reach:" in capsys.readouterr().out
+
+
+def test_eval_of_a_run_without_a_model_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from scgrpo.runs import RunDirectory
+
+    RunDirectory.create(tmp_path / "run").write_config({"run": {"task": "reach"}})
+    assert main(["eval", "--run", str(tmp_path / "run")]) == 2
+    assert "has no trained model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["eval", "--task", "reach"])
+    assert "either --model or --run" in capsys.readouterr().err
+
+
+def test_reports_of_every_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert train(tmp_path / "run") == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "run", "--png"]) == 0
+    assert main(["report", "run", "--pngs", "pictures"]) == 0
+    assert main(["report", "--tables", "run", "run-uniform"]) == 0
+    written = capsys.readouterr().out.split()
+    assert {"run/curves.png", "tables.html", "tables.csv"} < set(written)
+    assert any(name.startswith("pictures/") and "fig3" in name for name in written), "parts of the step were logged"
+    assert all(Path(name).stat().st_size > 0 for name in written)
+    lines = Path("tables.csv").read_text().splitlines()
+    assert any(line.startswith("1,SC-GRPO,run,") for line in lines)
+    assert any(line.startswith("1,GRPO,run,") for line in lines)
+    with pytest.raises(SystemExit):
+        main(["report"])
+    assert "give a run directory, or --tables with some" in capsys.readouterr().err

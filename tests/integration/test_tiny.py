@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ from scgrpo.errors import ScgrpoError
 from scgrpo.teacher.prompts import get_template, teacher_prompt
 from scgrpo.tiny import tiny_model_path
 from scgrpo.tiny.build import BuildReport, build, logit_difference, missed_bands
-from scgrpo.tiny.documents import KIND_SHARES, SUBJECTS, Documents, conditioned
+from scgrpo.tiny.documents import Documents, conditioned
 from scgrpo.tiny.measure import PassRates, measure
+from scgrpo.tiny.recipe import KIND_SHARES
+from scgrpo.tiny.shipped import RECIPE
 from scgrpo.tiny.train import lr_frac, make_model, tensors
-from scgrpo.tiny.vocabulary import WORD_IDS, WORDS, encode, make_tokenizer, prompt_text
+from scgrpo.tiny.vocabulary import prompt_text
 
-TASKS = [subject.task for subject in SUBJECTS]
+TASKS = [subject.task for subject in RECIPE.subjects]
+WORDS, WORD_IDS, encode = RECIPE.vocabulary.words, RECIPE.vocabulary.ids, RECIPE.vocabulary.encode
 each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
 
@@ -52,7 +57,8 @@ def test_shipped_model_is_in_its_bands(checkpoint: tuple[Any, Any], task: Any) -
     rates = measure(*checkpoint, task, num_samples=2, seed=1)
     recorded = json.loads((tiny_model_path() / "build.json").read_text())["pass_rates"][task.name]
     assert rates.num_samples == 400
-    assert missed_bands({task.name: rates}) == ()
+    alone = replace(RECIPE, subjects=tuple(s for s in RECIPE.subjects if s.task is task))
+    assert missed_bands(alone, {task.name: rates}) == ()
     # Four standard deviations of the difference of a mean over 400 and one over 800 samples.
     for name in ("plain", "verified", "wrong", "attempt"):
         rate = recorded[name]
@@ -62,7 +68,7 @@ def test_shipped_model_is_in_its_bands(checkpoint: tuple[Any, Any], task: Any) -
 def test_recorded_build_met_its_bands() -> None:
     record = json.loads((tiny_model_path() / "build.json").read_text())
     assert record["missed"] == []
-    assert missed_bands({name: PassRates(**rates) for name, rates in record["pass_rates"].items()}) == ()
+    assert missed_bands(RECIPE, {name: PassRates(**rates) for name, rates in record["pass_rates"].items()}) == ()
     assert record["max_logit_difference"] < 1e-5
 
 
@@ -111,7 +117,7 @@ def test_every_row_is_in_the_vocabulary_and_survives_the_round_trip(checkpoint: 
 
 
 def test_unknown_words_and_role_marks_stay_visible() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = RECIPE.vocabulary.tokenizer()
     assert tokenizer("reach five")["input_ids"] == [WORD_IDS["reach"], WORD_IDS["<unk>"]]
     # A completion that writes a role mark must not be graded as if it had not.
     assert tokenizer.decode(encode("inc7 <user> 12"), skip_special_tokens=True) == "inc7 <user> 12"
@@ -120,7 +126,7 @@ def test_unknown_words_and_role_marks_stay_visible() -> None:
 
 def test_documents_show_training_problems_only_and_keep_their_shares() -> None:
     held_out = {row["prompt"][0]["content"] for task in TASKS for row in task.rows("eval", limit=10_000)}
-    stream = Documents(seed=3)
+    stream = Documents(RECIPE, seed=3)
     kinds = dict.fromkeys(KIND_SHARES, 0)
     for _ in range(300):
         documents = stream.batch(16)
@@ -132,9 +138,19 @@ def test_documents_show_training_problems_only_and_keep_their_shares() -> None:
     assert all(abs(kinds[kind] / 300 - share) < 0.1 for kind, share in KIND_SHARES.items())
 
 
+def test_the_shipped_documents_and_vocabulary_never_change() -> None:
+    stream, digest = Documents(RECIPE, seed=0), hashlib.sha256()
+    for index in range(40):
+        for document in stream.batch(16, schooling=index < 20):
+            digest.update(repr((document.messages, document.completion)).encode())
+    assert digest.hexdigest() == "d92b98948f856f77760c7c67b78b0c1f93c175c95d4fd1826b338e91682f52ad"
+    saved = json.loads((tiny_model_path() / "tokenizer.json").read_text())
+    assert saved["model"]["vocab"] == RECIPE.vocabulary.ids
+
+
 def test_labels_are_the_completion_and_its_end_only() -> None:
-    documents = Documents(seed=0).batch(8)
-    input_ids, labels = tensors(documents)
+    documents = Documents(RECIPE, seed=0).batch(8)
+    input_ids, labels = tensors(documents, RECIPE.vocabulary)
     for row, document in enumerate(documents):
         wanted = [*encode(document.completion), WORD_IDS["<eos>"]]
         start = len(encode(prompt_text(document.messages)))
@@ -153,8 +169,8 @@ def test_learning_rate_schedule() -> None:
 def test_missed_bands_are_named() -> None:
     good = PassRates(plain=0.22, verified=0.9, wrong=0.2, attempt=0.2, num_samples=800)
     bad = PassRates(plain=0.1, verified=0.7, wrong=0.14, attempt=0.2, num_samples=800)
-    assert missed_bands({"reach": good, "countdown": good}) == ()
-    plain, verified, wrong = missed_bands({"reach": good, "countdown": bad})
+    assert missed_bands(RECIPE, {"reach": good, "countdown": good}) == ()
+    plain, verified, wrong = missed_bands(RECIPE, {"reach": good, "countdown": bad})
     assert plain == "countdown: plain pass rate 0.100 is outside 0.15 to 0.35."
     assert "0.700 with a correct demonstration is below 0.75" in verified
     assert "0.140 with a wrong demonstration" in wrong
@@ -162,10 +178,10 @@ def test_missed_bands_are_named() -> None:
 
 def test_an_export_that_differs_is_refused() -> None:
     torch.manual_seed(0)
-    model, other = make_model(), make_model()
-    assert logit_difference(model, model) == 0.0
+    model, other = make_model(RECIPE), make_model(RECIPE)
+    assert logit_difference(RECIPE, model, model) == 0.0
     with pytest.raises(ScgrpoError, match="differ from the trained model's by"):
-        logit_difference(model, other)
+        logit_difference(RECIPE, model, other)
 
 
 def test_a_three_step_build_is_complete_repeatable_and_leaves_no_trace(tmp_path: Path) -> None:
@@ -174,7 +190,8 @@ def test_a_three_step_build_is_complete_repeatable_and_leaves_no_trace(tmp_path:
     threads, random_state = torch.get_num_threads(), torch.get_rng_state()
     lines: list[str] = []
     reports = [
-        build(tmp_path / name, seed=5, steps=3, num_samples=1, progress=lines.append) for name in ("first", "second")
+        build(replace(RECIPE, steps=3), tmp_path / name, seed=5, num_samples=1, progress=lines.append)
+        for name in ("first", "second")
     ]
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), random_state)

@@ -97,6 +97,13 @@ def test_two_processes_train_as_one(one: dict[str, Any], two: tuple[str, Any], c
     for name, value in alone["metrics"].items():
         if not name.endswith("_s") and "noise" not in name:
             assert both[0]["metrics"][name] == pytest.approx(value, abs=1e-6, rel=1e-5), name
+    spent = both[0]["compute"]
+    for name in ("tokens_sampled", "tokens_trained"):
+        assert spent[name] == both[1]["compute"][name] == alone["compute"][name], "of all processes, on each"
+    # A prompt that both processes hold is computed by both.
+    for name in ("student_forward_tokens", "teacher_forward_tokens"):
+        assert spent[name] >= alone["compute"][name]
+        assert (spent[name] > 0) == (alone["compute"][name] > 0)
     scored = {row for rows in alone["rollout"] for row in rows.tolist()}
     if case.startswith(PATTERNS["one-sided"]):
         assert scored

@@ -14,7 +14,17 @@ from trl_harness import make_trainer, parameters, prompt_rows
 
 from scgrpo.errors import RunError
 
-TIMES = ("runtime", "per_second", "step_time", "teacher_pass_s", "noise_floor")
+TIMES = (
+    "runtime",
+    "per_second",
+    "step_time",
+    "teacher_pass_s",
+    "noise_floor",
+    "sampling_s",
+    "scoring_s",
+    "recording_s",
+    "seconds",
+)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "scored in the loss": {"teacher_timing": "loss"},
@@ -31,6 +41,16 @@ CASES: dict[str, dict[str, Any]] = {
     "frozen": {"teacher_weights": "frozen"},
     "refilled": {"dynamic_sampling_max_rounds": 2},
     "lora": {"lora": True, "num_iterations": 2},
+    # Teacher prompts are part of the rollouts, the weight of the loss depends on the step.
+    "distilled": {
+        "method": "sdpo",
+        "credit": "of the method",
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "steps_per_generation": 4,
+        "num_iterations": 2,
+        "distill_warmup_steps": 4,
+    },
 }
 
 
@@ -101,7 +121,7 @@ def test_resumed_training_is_the_same_bit_by_bit(start: Callable[..., Any], tmp_
     a, b = whole._teacher.state_dict(), second._teacher.state_dict()
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert bool(a) == (case in ("ema", "snapshot", "frozen"))
+    assert bool(a) == (case in ("ema", "snapshot", "frozen", "distilled"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,21 @@ CREDIT = {
 }
 
 
+def test_the_parts_of_a_step_are_timed(build: Callable[..., tuple[Any, Any]]) -> None:
+    completions = canned(MIXED)
+    trainer, _ = build(
+        completions=completions, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=2
+    )
+    trainer.listeners.append(lambda _: time.sleep(0.2))
+    trainer.train()
+    for log in trainer.state.log_history[:2]:
+        sampling, scoring, recording = (log[f"timing/{part}_s"] for part in ("sampling", "scoring", "recording"))
+        assert sampling > 0
+        assert scoring > 0
+        assert 0.2 <= recording < log["step_time"], "it is not in the scoring"
+        assert sampling + scoring + recording < log["step_time"]
+
+
 def count_forwards(trainer: Any) -> list[bool]:
     """One entry per pass through the backbone: was it training (with gradient)?"""
     calls: list[bool] = []
@@ -46,7 +62,7 @@ def test_all_metrics_are_logged_and_trls_names_are_untouched(run_trainer: Run) -
     names = {name.removeprefix("credit/") for name in logs[0] if name.startswith("credit/")}
     assert names >= CREDIT, CREDIT - names
     assert "credit/noise_floor" not in logs[1]  # probed once
-    assert {name for name in logs[1] if not name.startswith("credit/")} == {
+    assert {name for name in logs[1] if not name.startswith(("credit/", "timing/"))} == {
         name for name in theirs.state.log_history[1] if not name.startswith("credit/")
     }
     assert all(isinstance(value, float) or name == "step" for name, value in logs[0].items()), logs[0]

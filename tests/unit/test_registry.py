@@ -36,7 +36,7 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_tasks() -> None:
-    assert task_names() == ["countdown", "dapo_math", "gsm8k", "math", "reach"]
+    assert task_names() == ["countdown", "dapo_math", "gsm8k", "math", "maze", "reach"]
     for name in task_names():
         task = get_task(name)
         assert task.name == name

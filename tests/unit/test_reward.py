@@ -77,3 +77,41 @@ def test_three_batches_without_a_grade_stop_the_run() -> None:
         assert reward(**blind) == [None, None]
     with pytest.raises(VerifierError, match=r"'scripted' grades nothing: no verdict in 3 batches.*timeout \(late\)"):
         reward(**blind)
+
+
+class Blaming(Scripted):
+    """Completions of zeros and ones, wrong from their first zero; counts how often it is asked."""
+
+    asked = 0
+
+    def verify(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        return [Verdict(float("0" not in completion)) for completion in completions]
+
+    def first_errors(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[int | None]:
+        self.asked += 1
+        words = [completion.split(" ") if completion else [] for completion in completions]
+        return [own.index("0") if "0" in own else len(own) if len(own) < 3 else None for own in words]
+
+
+def test_first_errors_are_token_positions_and_searched_for_when_read() -> None:
+    task = Blaming()
+    reward = reward_function(task)
+    completions = ["1 1 1", "1 0 1", "1", "1", "", "1 0 1"]
+    ids = [[4, 4, 4, 2], [4, 3, 4, 2], [4, 2], [4], [2], [7, 7, 4, 3, 4, 2]]
+    reward(prompts=["p"] * 6, completions=completions, completion_ids=ids)
+    assert task.asked == 0
+    # The fourth was cut off: there is no end token that came too early. The last has more tokens than words.
+    assert reward.first_error == [None, 1, 1, -1, 0, -1]
+    assert reward.first_error == [None, 1, 1, -1, 0, -1]
+    assert task.asked == 1
+    reward(prompts=["p"], completions=["0 1"], completion_ids=[[3, 4, 2]])
+    assert reward.first_error == [0]
+    reward(prompts=["p"], completions=["0 1"])
+    assert reward.first_error == [-1]  # without token ids nothing is known of positions
+
+
+def test_tasks_without_first_errors_tell_none() -> None:
+    from scgrpo.integrations.trl.rewards import finds_first_errors, guarded
+
+    assert not finds_first_errors(guarded(reward_function(Scripted())))
+    assert finds_first_errors(guarded(reward_function(Blaming())))

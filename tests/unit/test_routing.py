@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scgrpo.credit import Groups, Plan, Route, choose_demonstrations, route_groups
-from scgrpo.credit.routing import group_members
+from scgrpo.credit.routing import group_members, sibling_plan
 from scgrpo.errors import NonFiniteError, ShapeError
 
 
@@ -240,3 +240,38 @@ def test_solved_without_a_verdict_is_an_error() -> None:
 def test_non_finite_advantages_are_an_error(value: float) -> None:
     with pytest.raises(NonFiniteError, match=r"advantages is -?(nan|inf) at row 2 \(1 of 4 values\)"):
         make_groups("SSFF", advantages=torch.tensor([0.0, 1.0, value, 2.0]))
+
+
+# ---- for methods that learn from the demonstration ----
+
+
+@pytest.mark.parametrize(
+    ("letters", "shown"),
+    [
+        ("FFFF", {}),
+        ("SFFF", {1: {0}, 2: {0}, 3: {0}}),
+        ("SSFF", {0: {1}, 1: {0}, 2: {0, 1}, 3: {0, 1}}),
+        ("SSSS", {0: {1, 2, 3}, 1: {0, 2, 3}, 2: {0, 1, 3}, 3: {0, 1, 2}}),
+        ("sSeF", {0: {1}, 3: {1}}),  # cut off or empty: not to be shown; without a token: nothing to learn
+        ("USFF", {2: {1}, 3: {1}}),
+    ],
+)
+def test_every_rollout_with_a_solved_sibling_is_shown_one(letters: str, shown: dict[int, set[int]]) -> None:
+    """Whatever its own outcome, and whatever the group's advantages."""
+    groups = make_groups(letters, advantages=torch.zeros(4))
+    seen: dict[int, set[int]] = {}
+    for seed in range(60):
+        plan = sibling_plan(groups, random.Random(seed))
+        assert bool(plan.verified.all())
+        for rollout, demonstration in pairs_of(plan):
+            seen.setdefault(rollout, set()).add(demonstration)
+    assert seen == shown
+
+
+def test_a_masked_rollout_does_not_change_who_sees_what() -> None:
+    groups = make_groups("SSFFSF", torch.tensor([0, 0, 0, 0, 1, 1]))
+    masked = make_groups(
+        "SSFFSF", torch.tensor([0, 0, 0, 0, 1, 1]), mask=groups.mask & (torch.arange(6) != 2)[:, None]
+    )
+    whole, part = (pairs_of(sibling_plan(g, random.Random(3))) for g in (groups, masked))
+    assert part == [pair for pair in whole if pair[0] != 2]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scgrpo.errors import ConfigError, DataError, ShapeError
+from scgrpo.tasks import get_task
 from scgrpo.tasks.countdown import CountdownTask
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tasks.reach import ReachTask
@@ -131,6 +132,60 @@ def test_rows_are_the_same_at_every_call_and_longer_limits_extend_shorter_ones(t
 
 def test_first_rows_never_change() -> None:
     assert [task.rows("eval", limit=1)[0]["problem_id"] for task in TASKS] == ["reach-19-25", "countdown-2-2-4-0"]
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("inc7 12 dbl 24", None),
+        ("inc7 12 dbl 25", 3),
+        ("inc7 12 dbl", 3),  # the result is missing
+        ("inc7 12", 2),  # it ends too early
+        ("", 0),
+        ("12 inc7", 0),
+        ("inc7 12 dbl 24 neg 7", 6),  # leaving the target can be made good
+        ("inc7 12 dbl 24 neg 7 inc9", 6),
+        # Eight steps, and the ninth alone could reach the target: only by `tri`.
+        ("neg 26 neg 5 neg 26 inc7 2 inc7 9 neg 22 tri 4 dbl 8 tri 24", None),
+        ("neg 26 neg 5 neg 26 inc7 2 inc7 9 neg 22 tri 4 dbl 8 neg 23", 16),
+        ("neg 26 neg 5 neg 26 inc7 2 inc7 9 neg 22 tri 4 neg 27 neg 4", 16),  # 27 - 3 is the target
+        ("neg 26 neg 5 neg 26 inc7 2 inc7 9 neg 22 neg 9 inc7 16 dbl 1", 14),  # one step from 16 leads nowhere
+    ],
+)
+def test_reach_first_errors(completion: str, expected: int | None) -> None:
+    assert REACH.first_errors([completion], [REACH.row((5, 24))]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("3 * 7 = 21 ; 21 + 5 = 26 ;", None),
+        ("3 * 7 = 21 ; 21 - 5 = 16 ;", 7),
+        ("3 + 7 = 10 ; 10 + 5 = 15 ;", 1),  # from 10 and 5 there is no way to 26
+        ("3 * 7 = 22 ; 22 + 5 = 27 ;", 4),
+        ("3 * 7 = 21 ; 21 + 5 = 26", 11),
+        ("3 * 7 = 21 ; 21 + 5 = 26 ; ;", 12),
+        ("", 0),
+    ],
+)
+def test_countdown_first_errors(completion: str, expected: int | None) -> None:
+    assert COUNTDOWN.first_errors([completion], [COUNTDOWN.row((3, 5, 7, 26))]) == [expected]
+
+
+@both
+def test_halves_of_the_held_out_problems(task: ProceduralTask) -> None:
+    def problems(part: str) -> list[str]:
+        halved = type(task)(eval_part=part)  # type: ignore[arg-type]
+        assert halved.rows("train") == task.rows("train")
+        return [row["problem_id"] for row in halved.rows("eval", limit=100_000)]
+
+    tune, final = problems("tune"), problems("final")
+    assert not set(tune) & set(final)
+    assert sorted([*tune, *final]) == sorted(problems("all"))
+    assert 0.4 < len(tune) / len(problems("all")) < 0.6
+    assert get_task(task.name, eval_part="tune").rows("eval")[0]["problem_id"] in tune
+    with pytest.raises(ConfigError, match="Choose one of all, tune, final"):
+        type(task)(eval_part="test")  # type: ignore[arg-type]
 
 
 @both

@@ -44,6 +44,20 @@ REFUSED = [
     ({"divergence_topk": 0}, "divergence_topk is 0"),
     ({"teacher_max_tokens": 0}, "teacher_max_tokens is 0"),
     ({"demonstration_max_tokens": 0}, "demonstration_max_tokens is 0"),
+    ({"policy_coef": 0.0}, "trains nothing"),
+    ({"policy_coef": -1.0}, "must be at least 0"),
+    ({"distill_coef": 1.0, "distill_warmup_steps": -1}, "must be at least 0"),
+    ({"method": "opd"}, "the teacher is the student"),
+    ({"method": "opd", "teacher_model_name_or_path": "x", "teacher_weights": "ema"}, "Leave one of them out"),
+    ({"method": "sdpo", "distill_divergence": "kl"}, "Unknown distill_divergence 'kl'"),
+    ({"method": "sdpo", "distill_context": "teacher"}, "distill_context='teacher'"),
+    ({"method": "sdpo", "distill_jsd_beta": 0.0}, "distill_jsd_beta is 0.0"),
+    ({"method": "sdpo", "distill_is_clip": -2.0}, "distill_is_clip is -2.0"),
+    ({"method": "opsd", "distill_divergence": "sampled"}, "Set distill_clip=0"),
+    ({"method": "opsd", "distill_clip": -0.1}, "distill_clip is -0.1"),
+    ({"method": "grpo_kl", "teacher_timing": "loss"}, "the loss's forward serves the distillation"),
+    ({"method": "grpo_kl", "drop_zero_advantages": True}, "rows without an advantage have a gradient"),
+    ({"method": "grpo_kl", "use_liger_kernel": True}, "use_liger_kernel with distill_coef"),
 ]
 
 

@@ -106,7 +106,7 @@ def parse_train(argv: Sequence[str]) -> Parsed:
             raise ConfigError("--config needs a recipe.", f"Shipped ones: {', '.join(recipe_names())}.")
         path = find_recipe(arguments[index])
         recipe, arguments[index] = path.stem, str(path)
-        settings = _checked(path)
+        settings = read_recipe(path)
     # A default output_dir lets the recipe leave it out; the command fills in the run directory.
     parser = TrlParser(DATACLASSES, prog="scgrpo train", allow_abbrev=False)
     named = _last(arguments, "--method")
@@ -145,7 +145,8 @@ def find_recipe(name: str) -> Path:
     raise ConfigError(f"No recipe {name!r}.", f"{hint}Give a YAML file or one of: {', '.join(recipe_names())}.")
 
 
-def _known_keys() -> set[str]:
+def known_keys() -> set[str]:
+    """Every setting a recipe may hold."""
     return {f.name for cls in DATACLASSES for f in fields(cls)} | {"config", "env"}
 
 
@@ -160,15 +161,19 @@ def _last(arguments: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def _checked(path: Path) -> dict[str, Any]:
-    """The recipe's settings."""
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings of a recipe file.
+
+    Raises:
+        ConfigError: not a YAML mapping, or unknown keys.
+    """
     try:
         recipe = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}", "Fix the line it names.") from error
     if not isinstance(recipe, dict):
         raise ConfigError(f"{path} does not hold a mapping of settings.", "Write one `key: value` per line.")
-    unknown = [key for key in recipe if key not in _known_keys()]
+    unknown = [key for key in recipe if key not in known_keys()]
     if unknown:
         raise _unknown(unknown)
     return recipe
@@ -177,6 +182,6 @@ def _checked(path: Path) -> dict[str, Any]:
 def _unknown(keys: Sequence[str]) -> ConfigError:
     hints = []
     for key in keys:
-        near = difflib.get_close_matches(key.lstrip("-").replace("-", "_"), _known_keys(), n=1)
+        near = difflib.get_close_matches(key.lstrip("-").replace("-", "_"), known_keys(), n=1)
         hints.append(f"{key} (did you mean {near[0]}?)" if near else key)
     return ConfigError(f"Unknown setting(s): {', '.join(hints)}.", "See `scgrpo train --help`.")

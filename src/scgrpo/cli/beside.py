@@ -103,8 +103,12 @@ class SideRuns:
 
 def enough_cores(runs: int, num_threads: int | None) -> bool:
     """Whether that many runs find a core for each of their threads; None = torch's choice, which is all cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return num_threads is not None and runs * num_threads <= cores
+    return num_threads is not None and runs * num_threads <= usable_cores()
+
+
+def usable_cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_own_command() -> bool:

@@ -13,8 +13,11 @@ from scgrpo.cli.arguments import Parsed, RunArguments
 from scgrpo.cli.setup import make_task, resolve_model
 from scgrpo.errors import DataError
 from scgrpo.integrations.trl import SCGRPOConfig
+from scgrpo.integrations.trl.presets import label
 from scgrpo.tasks.base import Row, Task, Verdict
-from scgrpo.teacher.prompts import Prompt, get_template, teacher_prompt
+from scgrpo.teacher.prompts import Prompt, get_template, teacher_prompt, transcript
+from scgrpo.tiny.base_models import PREFIX, parse_reference
+from scgrpo.tiny.testbeds import get_testbed
 
 
 def dry_run(parsed: Parsed, console: Console) -> int:
@@ -61,13 +64,13 @@ def _rollout_plan(parsed: Parsed) -> str:
     return (
         f"{steps}; each generation batch: {prompts} prompts x {t.num_generations} rollouts of at most "
         f"{t.max_completion_length} tokens, trained in {t.steps_per_generation} micro-batch(es) of "
-        f"{t.per_device_train_batch_size} per process; credit: {t.credit}, loss: {t.loss_type}"
+        f"{t.per_device_train_batch_size} per process; method: {label(t.method, t.credit)}, loss: {t.loss_type}"
     )
 
 
 def _show_prompts(parsed: Parsed, task: Task, console: Console) -> None:
     canned, first = task.canned(), _first_row(task, console)
-    row, demonstration = canned.row, canned.right[0]
+    row, demonstration = canned.row, transcript(canned.right[0])
     template = get_template(parsed.trainer.teacher_template)
     prompts: dict[str, Prompt] = {
         **({} if first is None else {"first training row": first["prompt"]}),
@@ -102,7 +105,10 @@ def _first_row(task: Task, console: Console) -> Row | None:
 def _tokenizer(parsed: Parsed, console: Console) -> Any:
     from transformers import AutoTokenizer
 
-    name = resolve_model(parsed.model.model_name_or_path)
+    given = parsed.model.model_name_or_path or ""
+    if given.startswith(PREFIX):  # known without training the model
+        return get_testbed(parse_reference(given)[0]).recipe.vocabulary.tokenizer()
+    name = resolve_model(given or None)
     try:
         return AutoTokenizer.from_pretrained(name, revision=parsed.model.model_revision)
     except (OSError, ValueError) as error:

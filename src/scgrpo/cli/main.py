@@ -1,4 +1,4 @@
-"""`scgrpo train | eval | report | compare | tiny`. Heavy imports happen inside the command that needs them."""
+"""The commands of `scgrpo`. Heavy imports happen inside the command that needs them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def _train(argv: Sequence[str]) -> int:
         from scgrpo.cli.train import train_command
 
     return train_command(argv)
+
+
+def _sweep(argv: Sequence[str]) -> int:
+    from scgrpo.cli.loading import heavy_imports
+
+    with heavy_imports():
+        from scgrpo.cli.sweep.command import sweep_command
+
+    return sweep_command(argv)
 
 
 def _eval(argv: Sequence[str]) -> int:
@@ -43,12 +52,20 @@ def _tiny(argv: Sequence[str]) -> int:
     return tiny_command(argv)
 
 
+def _testbed(argv: Sequence[str]) -> int:
+    from scgrpo.cli.testbed import testbed_command
+
+    return testbed_command(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a model: --config RECIPE [any GRPOConfig or SCGRPOConfig flag] [--dry-run]"),
+    "sweep": (_sweep, "train methods x seeds x learning rates x testbeds of one YAML, in parallel, resumable"),
     "eval": (_eval, "evaluate a model on a task: Avg@k and Pass@k with intervals"),
     "report": (_report, "write the HTML page (or --png curves) of a run"),
     "compare": (_compare, "compare the methods of sweeps: differences with intervals, tests, curves, forest plot"),
     "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
+    "testbed": (_testbed, "tasks with a known first error and fresh base models: `testbed list | build | show`"),
 }
 
 

@@ -16,12 +16,29 @@ from scgrpo.cli.progress import ProgressDisplay
 from scgrpo.cli.setup import Problem, resolve_model
 from scgrpo.evaluation import EvalResult, evaluate
 from scgrpo.integrations.trl import SCGRPOTrainer
+from scgrpo.integrations.trl.compute import COUNTS
+from scgrpo.integrations.trl.environments import EnvironmentRollouts
 from scgrpo.integrations.trl.presets import label
 from scgrpo.integrations.trl.recorder import RunRecorder
 from scgrpo.runs import OnExists, RunDirectory
+from scgrpo.runs.results import Compute
+from scgrpo.tasks.environment import EnvironmentTask
 
 # An evaluation as `evals.jsonl` has it.
 Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run leaves to others.
+
+    Attributes:
+        before: its first evaluation; None where there is none (resumed, no held-out problems, not the first process).
+        compute: what it cost.
+    """
+
+    before: Record | None
+    compute: Compute
 
 
 @dataclasses.dataclass
@@ -31,6 +48,7 @@ class Run:
     Attributes:
         beside: directories of the runs to show beside it, relative to its own.
         command: the command line, for the record.
+        keep_model: write the trained model.
     """
 
     parsed: Parsed
@@ -38,6 +56,7 @@ class Run:
     path: Path
     beside: list[str]
     command: list[str]
+    keep_model: bool = True
 
     def train(
         self,
@@ -45,15 +64,12 @@ class Run:
         *,
         before: Record | None = None,
         on_start: Callable[[Record | None], None] = lambda before: None,
-    ) -> Record | None:
+    ) -> Trained:
         """Evaluate, train, evaluate; everything lands in the run directory.
 
         Args:
             before: the first evaluation, if another run has made it from the same start.
             on_start: called with the first evaluation when training is about to start.
-
-        Returns:
-            The first evaluation; None where there is none (resumed, no held-out problems, not the first process).
         """
         args = self.parsed.trainer
         run = self._directory()
@@ -76,8 +92,9 @@ class Run:
         finally:
             display.close()
         held_out.at(trainer.state.global_step, "after")
-        trainer.save_model(str(run.model_dir))
-        return before
+        if self.keep_model:
+            trainer.save_model(str(run.model_dir))
+        return Trained(before, _compute(trainer))
 
     def _directory(self) -> RunDirectory:
         """The run directory. One process makes it and writes; the others only need to know where."""
@@ -97,12 +114,15 @@ class Run:
         from trl import get_peft_config, get_quantization_config
 
         model, args, settings = self.parsed.model, self.parsed.trainer, self.parsed.run
+        task = self.problem.task
         args.model_init_kwargs = {
             "revision": model.model_revision,
             "attn_implementation": model.attn_implementation,
             "dtype": model.dtype,
             **(args.model_init_kwargs or {}),
         }
+        if args.teacher_model_name_or_path is not None:
+            args.teacher_model_name_or_path = resolve_model(args.teacher_model_name_or_path)
         trainer = SCGRPOTrainer(
             model=resolve_model(model.model_name_or_path),
             reward_funcs=self.problem.reward_funcs,
@@ -110,6 +130,7 @@ class Run:
             train_dataset=Dataset.from_list(self.problem.train_rows),
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
+            rollout_func=EnvironmentRollouts(task) if isinstance(task, EnvironmentTask) else None,
         )
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
@@ -149,13 +170,17 @@ class _HeldOut:
             return None
         if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
             if label == "before" and self.trainer.accelerator.is_main_process:
-                self.console.print("No evaluation while weights are sharded: run `scgrpo eval` on the saved model.")
+                self.console.print(
+                    "No evaluation while weights are sharded: `scgrpo eval --run` makes it afterwards."
+                )
             return None
         record = None
-        if self.trainer.accelerator.is_main_process:
-            record = self._evaluate().to_record(step, label) if known is None else known
-            self.directory.log_eval(record)
-        self.trainer.accelerator.wait_for_everyone()
+        with self.trainer.meter.paused():
+            if self.trainer.accelerator.is_main_process:
+                record = self._evaluate().to_record(step, label) if known is None else known
+                record = {**record, "tokens_sampled": round(self.trainer.meter.totals["tokens_sampled"])}
+                self.directory.log_eval(record)
+            self.trainer.accelerator.wait_for_everyone()
         return record
 
     def _evaluate(self) -> EvalResult:
@@ -188,6 +213,16 @@ class _HeldOut:
                     held_out.at(state.global_step, "during")
 
         return DuringTraining()
+
+
+def _compute(trainer: SCGRPOTrainer) -> Compute:
+    totals = trainer.meter.totals
+    return Compute(
+        updates=trainer.state.global_step,
+        **{name: round(totals[name]) for name in COUNTS},
+        seconds=round(totals["seconds"], 3),
+        cpu_seconds=round(totals["cpu_seconds"], 3),
+    )
 
 
 def _checkpoint(run: RunDirectory, wanted: str | bool) -> str:

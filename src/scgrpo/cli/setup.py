@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scgrpo.cli.arguments import Parsed
+from scgrpo.cli.arguments import Parsed, RunArguments
 from scgrpo.errors import ConfigError
+from scgrpo.integrations.trl.presets import method_names, preset
 from scgrpo.tasks import get_task
 from scgrpo.tasks.base import Row, Task
+from scgrpo.tiny.base_models import PREFIX, base_model, parse_reference
 
 _TASK_DATA_KEYS = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 
@@ -33,10 +37,15 @@ def make_task(parsed: Parsed) -> Task | None:
     """The configured task; TRL's dataset keys are its data source if it has one."""
     if parsed.run.task is None:
         return None
-    options = dict(parsed.run.task_settings)
-    if parsed.run.dataset_name is not None:
-        options = {key: getattr(parsed.run, key) for key in _TASK_DATA_KEYS} | options
-    return get_task(parsed.run.task, **options)
+    return get_task(parsed.run.task, **task_options(parsed.run))
+
+
+def task_options(run: RunArguments) -> dict[str, Any]:
+    """What the configured task is made with."""
+    options = run.task_settings
+    if run.dataset_name is not None:
+        return {key: getattr(run, key) for key in _TASK_DATA_KEYS} | options
+    return options
 
 
 def load_problem(parsed: Parsed, task: Task | None) -> Problem:
@@ -51,6 +60,8 @@ def load_problem(parsed: Parsed, task: Task | None) -> Problem:
 
         held_out = task.rows("eval", parsed.run.eval_problems) if parsed.run.eval_problems else []
         rows = task.rows("train", parsed.run.max_train_rows)
+        if _needs_references(parsed):
+            rows = with_references(rows, task, parsed.trainer.reference_column)
         return Problem(task, rows, held_out, [reward_function(task), *extra])
     if parsed.run.dataset_name is None or not extra:
         raise ConfigError(
@@ -60,6 +71,28 @@ def load_problem(parsed: Parsed, task: Task | None) -> Problem:
 
     rows = load_rows(parsed.run.dataset_name, config=parsed.run.dataset_config, split=parsed.run.dataset_train_split)
     return Problem(None, rows[: parsed.run.max_train_rows], [], extra)
+
+
+def with_references(rows: Sequence[Row], task: Task, column: str) -> list[Row]:
+    """Rows with a solution of the task's, the same one for a problem at every call.
+
+    Raises:
+        ConfigError: the task has none.
+    """
+    solution = getattr(task, "solution", None)
+    if solution is None:
+        raise ConfigError(
+            f"Task {task.name!r} has no reference solutions to show a teacher.", "Choose another distill_context."
+        )
+    return [{**row, column: solution(row, random.Random(f"solution/{row['problem_id']}"))} for row in rows]
+
+
+def _needs_references(parsed: Parsed) -> bool:
+    """Whether a run's teacher reads them: the configured one's, or that of a method to compare with."""
+    methods = [name.partition("+")[0] for name in parsed.run.compare_with or []]
+    compared = [preset(name) for name in methods if name in method_names()]
+    contexts = [settings.get("distill_context") for settings in compared]
+    return "reference" in (parsed.trainer.distill_context, *contexts)
 
 
 def import_callable(path: str) -> Callable[..., Any]:
@@ -81,7 +114,8 @@ def import_callable(path: str) -> Callable[..., Any]:
 
 
 def resolve_model(name: str | None) -> str:
-    """A model id or path; `tiny` is the embedded one, `tiny-random` a random one made on the spot.
+    """A model id or path; `tiny` is the embedded one, `tiny-random` a random one made on the spot, and
+    `testbed:NAME:SEED` a testbed's base model, trained if it is not in the cache.
 
     Raises:
         ConfigError: no model given.
@@ -96,4 +130,6 @@ def resolve_model(name: str | None) -> str:
         from scgrpo.tiny.random_model import write_random_model
 
         return str(write_random_model(Path(tempfile.mkdtemp(prefix="scgrpo-random-"))))
+    if name.startswith(PREFIX):
+        return str(base_model(*parse_reference(name), progress=partial(print, file=sys.stderr)))
     return name

@@ -23,8 +23,8 @@ def tiny_command(argv: Sequence[str]) -> int:
         print(tiny_model_path())
         return 0
     from scgrpo.tiny.build import build
+    from scgrpo.tiny.shipped import RECIPE, SEED
 
-    options = {} if args.seed is None else {"seed": args.seed}
-    report = build(args.out, progress=print, **options)
+    report = build(RECIPE, args.out, seed=SEED if args.seed is None else args.seed, progress=print)
     print(report)
     return 0 if report.ok else 1

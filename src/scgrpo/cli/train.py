@@ -29,7 +29,7 @@ def train_command(argv: Sequence[str]) -> int:
     console = Console(highlight=False)
     if parsed.run.dry_run:
         return dry_run(parsed, console)
-    with _ready(parsed) as problem:
+    with ready(parsed) as problem:
         if parsed.run.note and PartialState().is_main_process:
             console.print(f"note: {parsed.run.note}", markup=False)
         jobs = _jobs(argv, parsed)
@@ -45,12 +45,12 @@ def train_command(argv: Sequence[str]) -> int:
 def train_job(job: Job) -> None:
     """The work of a process of its own (`SideRuns`): one run, told in plain lines."""
     parsed = parse_train(job.argv)
-    with _ready(parsed) as problem:
+    with ready(parsed) as problem:
         _run(parsed, job, problem).train(Console(highlight=False, force_terminal=False), before=job.before)
 
 
 @contextmanager
-def _ready(parsed: Parsed) -> Iterator[Problem]:
+def ready(parsed: Parsed) -> Iterator[Problem]:
     """The process set up for a run, and what is trained on."""
     if parsed.run.num_threads:
         torch.set_num_threads(parsed.run.num_threads)
@@ -116,7 +116,7 @@ def _train_in_turn(parsed: Parsed, jobs: Sequence[Job], problem: Problem, consol
     before = None  # the same for all: they start from the same model and samples
     for index, job in enumerate(jobs):
         variant = parsed if index == 0 else parse_train(job.argv)
-        before = _run(variant, job, problem).train(console, before=before)
+        before = _run(variant, job, problem).train(console, before=before).before
 
 
 def _run(parsed: Parsed, job: Job, problem: Problem) -> Run:
@@ -148,7 +148,7 @@ def _table(results: dict[str, list[Record]]) -> Table:
     """Two rows per method, narrow enough for 80 columns."""
     k = next(record for evaluations in results.values() for record in evaluations)["k"]
     table = Table(title=f"held-out problems, {k} samples each, 95 % intervals over problems")
-    for column in ("credit", "", f"Avg@{k}", f"Pass@{k}", "problems"):
+    for column in ("method", "", f"Avg@{k}", f"Pass@{k}", "problems"):
         table.add_column(column, justify="right" if "@" in column else "left", no_wrap=True)
     for method, evaluations in results.items():
         ends = {"before": evaluations[0], "after": evaluations[-1]} if len(evaluations) > 1 else {}

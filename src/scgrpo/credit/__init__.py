@@ -19,6 +19,7 @@ from scgrpo.credit.methods import (
 from scgrpo.credit.oracle import Oracle
 from scgrpo.credit.other_prompt import OtherPrompt
 from scgrpo.credit.permuted import Permuted
+from scgrpo.credit.prefix_value import ValueBaseline
 from scgrpo.credit.random_weights import RandomWeights
 from scgrpo.credit.reinforce import ReinforcePlusPlus
 from scgrpo.credit.rlcsd import RLCSD
@@ -54,6 +55,7 @@ __all__ = [
     "ReinforcePlusPlus",
     "Route",
     "Uniform",
+    "ValueBaseline",
     "choose_demonstrations",
     "create_credit_method",
     "credit_method_names",

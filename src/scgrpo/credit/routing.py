@@ -96,6 +96,24 @@ def choose_demonstrations(
     )
 
 
+def sibling_plan(groups: Groups, rng: random.Random) -> Plan:
+    """Every rollout under a usable solved one of its group other than itself, drawn uniformly, where there is one:
+    also those of a group with a single solved rollout, or with nothing but solved ones. For methods that learn from
+    the demonstration, whatever the rollout's own advantage."""
+    solved, scorable = (groups.usable & groups.solved).tolist(), groups.scorable.tolist()
+    pairs = []
+    for members in (m.tolist() for m in group_members(groups)):
+        for i in members:
+            others = [j for j in members if solved[j] and j != i]
+            if not others:
+                continue
+            drawn = rng.choice(others)  # for every member, scored or not: who is masked must not change others' draw
+            if scorable[i]:
+                pairs.append((i, drawn))
+    rows = torch.tensor(pairs, dtype=torch.long, device=groups.group.device).view(-1, 2)
+    return Plan(rows[:, 0], rows[:, 1], torch.ones_like(rows[:, 0], dtype=torch.bool))
+
+
 def unprompted_plan(groups: Groups, rows: Bool[Tensor, " b"]) -> Plan:
     """Those of the given rollouts that the loss counts, without a demonstration: what the policy itself says of them
     (or, where the teacher's weights differ, what two policies do)."""

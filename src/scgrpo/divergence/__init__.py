@@ -2,6 +2,7 @@
 
 from scgrpo.divergence.approximate import TopkTokenKL, sampled_token_kl, topk_token_kl
 from scgrpo.divergence.choice import Divergence
+from scgrpo.divergence.distillation import Distillation, distillation_reference
 from scgrpo.divergence.exact import (
     TokenEvidence,
     VocabularySums,
@@ -15,12 +16,14 @@ from scgrpo.divergence.head import OutputHead
 from scgrpo.divergence.reference import token_evidence_reference
 
 __all__ = [
+    "Distillation",
     "Divergence",
     "OutputHead",
     "TokenEvidence",
     "TopkTokenKL",
     "VocabularySums",
     "differentiable_evidence",
+    "distillation_reference",
     "merge_vocab_shards",
     "sampled_token_kl",
     "token_evidence",

@@ -106,7 +106,9 @@ class _Evidence(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         student_hidden, weight, bias, teacher_hidden, tokens, *fields = ctx.saved_tensors
         evidence = TokenEvidence(*fields)
-        wanted = _Gradients.zeros((student_hidden, weight, bias), ctx.needs_input_grad[:3], evidence.token_kl.dtype)
+        wanted = HeadGradients.zeros(
+            (student_hidden, weight, bias), ctx.needs_input_grad[:3], evidence.token_kl.dtype
+        )
         token_kl, _, logps, entropy, *_ = grads
         upstream = _Upstream(token_kl, logps, entropy)
         with full_precision(student_hidden.device.type):
@@ -145,15 +147,16 @@ class _Upstream:
 
 
 @dataclass(frozen=True)
-class _Gradients:
-    """Sums in fp32 or better; None where nobody asked."""
+class HeadGradients:
+    """Gradients of student hidden states and of its head's weight and bias, summed over tiles in fp32 or better; None
+    where nobody asked."""
 
     hidden: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
 
     @classmethod
-    def zeros(cls, inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...], dtype: torch.dtype) -> _Gradients:
+    def zeros(cls, inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...], dtype: torch.dtype) -> HeadGradients:
         return cls(
             *(
                 torch.zeros_like(value, dtype=dtype) if value is not None and need else None
@@ -193,7 +196,7 @@ class _Gradients:
 
 
 def _accumulate(
-    wanted: _Gradients,
+    wanted: HeadGradients,
     upstream: _Upstream,
     call: _Call,
     student_hidden: Tensor,

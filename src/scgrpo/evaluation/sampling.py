@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scgrpo.errors import ConfigError, DataError
+from scgrpo.evaluation.episodes import Chat, play
 from scgrpo.evaluation.metrics import Estimate, ProblemResult, avg_at_k, mean_pass_at_k
-from scgrpo.tasks.base import Row, Status, Task
+from scgrpo.tasks.base import Row, Status, Task, Verdict
+from scgrpo.tasks.environment import EnvironmentTask, Episode
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,7 @@ class EvalResult:
         avg_at_k, pass_at_k: estimates with 95 % intervals over problems.
         error_frac: share of completions without a grade; they are in neither estimate.
         truncated_frac: share of completions that reached max_new_tokens without ending.
-        mean_completion_tokens: mean length, the end token included.
+        mean_completion_tokens: mean length, end tokens included; of a conversation, what the model wrote.
         seconds: all in. tokens_per_s: completion tokens per second of generation.
         per_problem: one entry per problem, in the order of the rows.
     """
@@ -95,11 +97,14 @@ class _Sampling:
 
 
 class _Drawn(NamedTuple):
-    """Completions per prompt, each up to and with its end token; the end tokens; how long it took."""
+    """Completions per prompt, each up to and with its end token; how many tokens the model wrote in all; the end
+    tokens; how long it took; verdicts in order, where completions come with them."""
 
     ids: list[list[list[int]]]
+    num_tokens: int
     ends: set[int]
     seconds: float
+    verdicts: list[Verdict] | None = None
 
 
 def evaluate(
@@ -150,8 +155,12 @@ def evaluate(
     if not 1 <= k <= num_samples:
         raise ConfigError(f"k={k}, num_samples={num_samples} cannot work.", "Give 1 <= k <= num_samples.")
     sampling = _Sampling(num_samples, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
-    prompts = _tokenized(rows, tokenizer, chat_template_kwargs or {})
-    drawn = _sample(model, tokenizer, prompts, sampling, progress or (lambda done, total: None))
+    progress = progress or (lambda done, total: None)
+    if isinstance(task, EnvironmentTask):
+        drawn = _play(model, tokenizer, task, rows, sampling, chat_template_kwargs or {}, progress)
+    else:
+        prompts = _tokenized(rows, tokenizer, chat_template_kwargs or {})
+        drawn = _sample(model, tokenizer, prompts, sampling, progress)
     problems = _graded(drawn, rows, task, tokenizer, success_threshold)
     return _result(task.name, k, sampling, drawn, problems, time.perf_counter() - start)
 
@@ -160,7 +169,6 @@ def _result(
     task: str, k: int, sampling: _Sampling, drawn: _Drawn, problems: list[ProblemResult], seconds: float
 ) -> EvalResult:
     flat = [ids for group in drawn.ids for ids in group]
-    num_tokens = sum(map(len, flat))
     return EvalResult(
         task=task,
         k=k,
@@ -173,17 +181,20 @@ def _result(
         pass_at_k=mean_pass_at_k(problems, k),
         error_frac=sum(p.num_errors for p in problems) / len(flat),
         truncated_frac=sum(not ids or ids[-1] not in drawn.ends for ids in flat) / len(flat),
-        mean_completion_tokens=num_tokens / len(flat),
+        mean_completion_tokens=drawn.num_tokens / len(flat),
         seconds=seconds,
-        tokens_per_s=num_tokens / drawn.seconds,
+        tokens_per_s=drawn.num_tokens / drawn.seconds,
         per_problem=problems,
     )
 
 
 def _graded(drawn: _Drawn, rows: Sequence[Row], task: Task, tokenizer: Any, threshold: float) -> list[ProblemResult]:
-    texts = tokenizer.batch_decode([ids for group in drawn.ids for ids in group], skip_special_tokens=True)
-    repeated = [row for row, group in zip(rows, drawn.ids, strict=True) for _ in group]
-    verdicts = iter(task.verify(texts, repeated))
+    graded = drawn.verdicts
+    if graded is None:
+        texts = tokenizer.batch_decode([ids for group in drawn.ids for ids in group], skip_special_tokens=True)
+        repeated = [row for row, group in zip(rows, drawn.ids, strict=True) for _ in group]
+        graded = task.verify(texts, repeated)
+    verdicts = iter(graded)
     problems = []
     for index, (row, group) in enumerate(zip(rows, drawn.ids, strict=True)):
         own = itertools.islice(verdicts, len(group))
@@ -195,7 +206,7 @@ def _graded(drawn: _Drawn, rows: Sequence[Row], task: Task, tokenizer: Any, thre
 def _tokenized(rows: Sequence[Row], tokenizer: Any, template_kwargs: Mapping[str, Any]) -> list[list[int]]:
     """Prompt ids as TRL makes them: chats by the chat template alone, strings with the usual special tokens."""
     if not rows:
-        raise DataError("There are no rows to evaluate on.", "Check the task's data, or pass rows.")
+        raise _no_rows()
     prompts = [row["prompt"] for row in rows]
     if any(not isinstance(prompt, str) for prompt in prompts) and not getattr(tokenizer, "chat_template", None):
         raise DataError("The prompts are chats, but the tokenizer has no chat template.", "Use a chat model.")
@@ -234,7 +245,48 @@ def _sample(
                 for position, ids in enumerate(_generate(model, [prompts[index] for index in chosen], config)):
                     completions[chosen[position // count]].append(_until_end(ids, ends))
             progress(min(first + per_batch, len(by_length)), len(by_length))
-    return _Drawn(completions, ends, time.perf_counter() - start)
+    num_tokens = sum(len(ids) for group in completions for ids in group)
+    return _Drawn(completions, num_tokens, ends, time.perf_counter() - start)
+
+
+def _play(
+    model: Any,
+    tokenizer: Any,
+    task: EnvironmentTask,
+    rows: Sequence[Row],
+    sampling: _Sampling,
+    template_kwargs: Mapping[str, Any],
+    progress: Callable[[int, int], None],
+) -> _Drawn:
+    """Conversations with the task's environments, `batch_size` of them at once."""
+    from scgrpo.evaluation.turns import Turns
+
+    if not rows:
+        raise _no_rows()
+    start = time.perf_counter()
+    ends = _end_tokens(model, tokenizer)
+    chat = Chat(tokenizer, ends, template_kwargs)
+    config = _generation_config(tokenizer, ends, sampling, 1)
+    repeated = [row for row in rows for _ in range(sampling.num_samples)]
+    episodes: list[Episode] = []
+    with _sampling_state(model, sampling.seed):
+        for first in range(0, len(repeated), sampling.batch_size):
+            batch = repeated[first : first + sampling.batch_size]
+            turns = Turns(model, config, len(batch))
+            prompts = [row["prompt"] for row in batch]
+            episodes += play(task, batch, prompts, chat, turns, sampling.max_new_tokens)[1]
+            progress(len(episodes) // sampling.num_samples, len(rows))
+    seconds = time.perf_counter() - start
+    grouped = [
+        [episode.completion_ids for episode in episodes[first : first + sampling.num_samples]]
+        for first in range(0, len(episodes), sampling.num_samples)
+    ]
+    num_tokens = sum(sum(episode.mask) for episode in episodes)
+    return _Drawn(grouped, num_tokens, ends, seconds, [episode.verdict for episode in episodes])
+
+
+def _no_rows() -> DataError:
+    return DataError("There are no rows to evaluate on.", "Check the task's data, or pass rows.")
 
 
 def _generate(model: Any, prompts: Sequence[Sequence[int]], config: Any) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Which curves are drawn, from which numbers. Drawing is in curves.py."""
+"""What a chart holds, by shape. figures.py and compare/charts.py make them, draw.py draws them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from scgrpo.report.text import number
-from scgrpo.report.view import RunView
 
-_SMOOTH_FROM = 40  # points; a shorter curve is readable as it is
+Estimate = tuple[float, float, float]  # value, low, high; NaN where there is none
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a legend. `block`: it stands for an area, not for a line."""
+
+    name: str
+    style: int
+    ends: str = ""
+    block: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,128 +42,143 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A small picture of some curves. `from_zero`: the axis starts there, so heights compare; `y_range`: its ends."""
+class Shape:
+    """What every chart has. `paper`: the figure of the paper it corresponds to; `rows`: how high it has to be."""
 
     key: str
     title: str
     unit: str
+    note: str = field(default="", kw_only=True)
+    paper: str = field(default="", kw_only=True)
+
+    @property
+    def legend(self) -> list[Entry]:
+        raise NotImplementedError
+
+    @property
+    def has_data(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of a chart that is a list; None: the usual height."""
+        return None
+
+
+@dataclass(frozen=True)
+class Chart(Shape):
+    """Some curves. `from_zero`: the axis starts there, so heights compare; `y_range`: both its ends."""
+
     lines: list[Line]
     log: bool = False
     from_zero: bool = False
-    note: str = ""
     x: str = "step"
     y_range: tuple[float, float] | None = None
 
+    @property
+    def legend(self) -> list[Entry]:
+        return [Entry(x.name, x.style, x.ends) for x in sorted(self.lines, key=lambda line: line.style)]
 
-@dataclass
-class Charts:
-    """All charts of a report, and what could not be drawn."""
-
-    drawn: list[Chart] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-
-    def add(self, chart: Chart) -> None:
-        if any(math.isfinite(v) for line in chart.lines for v in line.values):
-            self.drawn.append(chart)
-        else:
-            self.missing.append(chart.title)
+    @property
+    def has_data(self) -> bool:
+        return any(math.isfinite(v) for line in self.lines for v in line.values)
 
 
-def build_charts(main: RunView, others: Sequence[RunView]) -> Charts:
-    """Charts of a run; those that compare show the runs beside it too."""
-    views = [main, *others]
-    charts = Charts()
-    charts.add(_compare("reward", "Reward in training", "mean reward", views, "reward"))
-    for task, k in main.benchmarks():
-        for key, title in (("avg_at_k", f"Avg@{k}"), ("pass_at_k", f"Pass@{k}")):
-            lines = [_held_out(view, (task, k), key, style) for style, view in enumerate(views)]
-            lines = [line for line in lines if line.steps]
-            note = "Bands and bars: 95 % intervals over problems."
-            charts.add(Chart(f"{key}-{task}-{k}", f"Held-out {title}, {task}", "fraction", lines, note=note))
-    if not main.benchmarks():
-        charts.missing += ["Held-out Avg@k", "Held-out Pass@k"]
-    charts.add(_compare("entropy", "Entropy of the policy", "nats per token", views, "entropy"))
-    charts.add(
-        _compare("length", "Completion length", "tokens, mean", views, "completions/mean_length", from_zero=True)
-    )
-    charts.add(_token_kl(main))
-    charts.add(_weights(main))
-    charts.add(_routes(main))
-    charts.add(_compare("step_time", "Time per step", "seconds", views, "step_time", from_zero=True))
-    return charts
+@dataclass(frozen=True)
+class Bars(Shape):
+    """A bar per name, stacked of the parts; `values[name]` has one number per part."""
+
+    parts: list[str]
+    values: dict[str, list[float]]
+
+    @property
+    def legend(self) -> list[Entry]:
+        return [Entry(part, style, block=True) for style, part in enumerate(self.parts)]
+
+    @property
+    def has_data(self) -> bool:
+        return bool(self.values)
+
+    @property
+    def rows(self) -> int:
+        return len(self.values)
 
 
-def _compare(
-    key: str, title: str, unit: str, views: Sequence[RunView], metric: str, *, from_zero: bool = False
-) -> Chart:
-    lines = []
-    for style, view in enumerate(views):
-        steps, values = view.series(metric)
-        if steps:
-            lines.append(Line(view.label, style, steps, values, smooth=_window(len(steps))))
-    widest = max((line.smooth for line in lines), default=1)
-    note = f"Thick: trailing mean over {widest} logged steps." if widest > 1 else ""
-    return Chart(key, title, unit, lines, from_zero=from_zero, note=note)
+@dataclass(frozen=True)
+class Change:
+    """From before to after training, of one run on one task."""
+
+    task: str
+    run: str
+    style: int
+    before: Estimate | None
+    after: Estimate | None
 
 
-def _held_out(view: RunView, benchmark: tuple[str, int], key: str, style: int) -> Line:
-    records = [r for r in view.evals_of(benchmark) if isinstance(r.get(key), dict)]
+@dataclass(frozen=True)
+class Changes(Shape):
+    """Before and after, with intervals, task by task."""
 
-    def of(bound: str) -> list[float]:
-        return [math.nan if r[key].get(bound) is None else float(r[key][bound]) for r in records]
+    changes: list[Change]
 
-    steps = [float(r["step"]) for r in records]
-    return Line(view.label, style, steps, of("value"), of("low"), of("high"), markers=True)
+    @property
+    def legend(self) -> list[Entry]:
+        return [Entry(*known) for known in dict.fromkeys((c.run, c.style) for c in self.changes)]
 
+    @property
+    def has_data(self) -> bool:
+        return bool(self.changes)
 
-def _token_kl(view: RunView) -> Chart:
-    def line(name: str, style: int, metric: str) -> Line:
-        steps, values = view.series(f"credit/{metric}")
-        return Line(name, style, steps, values)
-
-    middle = line("p50", 0, "token_kl_p50")
-    low, high = (dict(zip(*view.series(f"credit/token_kl_{p}"), strict=True)) for p in ("p25", "p75"))
-    middle = Line(
-        "p50 (band: p25 to p75)",
-        0,
-        middle.steps,
-        middle.values,
-        [low.get(step, math.nan) for step in middle.steps],
-        [high.get(step, math.nan) for step in middle.steps],
-    )
-    lines = [
-        line("max", 3, "token_kl_max"),
-        line("p95", 2, "token_kl_p95"),
-        line("p90", 1, "token_kl_p90"),
-        line("threshold c", -1, "threshold"),
-        middle,
-    ]
-    return Chart(
-        "token_kl", "token_kl, D", "nats, log scale", [x for x in lines if x.steps], log=True, note=_alone(view)
-    )
+    @property
+    def rows(self) -> int:
+        return len(self.changes) + len({c.task for c in self.changes})
 
 
-def _weights(view: RunView) -> Chart:
-    names = (("all", "weight_mean"), ("solved", "weight_mean_solved"), ("failed", "weight_mean_failed"))
-    lines = [Line(name, i, *view.series(f"credit/{metric}")) for i, (name, metric) in enumerate(names)]
-    lines = [line for line in lines if line.steps]
-    return Chart("weights", "Mean credit weight", "f, weighted tokens", lines, from_zero=True, note=_alone(view))
+@dataclass(frozen=True)
+class Difference:
+    """A row of a forest plot. `is_shown`: it is told from 0."""
+
+    label: str
+    estimate: Estimate
+    is_shown: bool
 
 
-def _routes(view: RunView) -> Chart:
-    names = (("partial solve", "partial"), ("none solved", "none_solved"), ("fallback (plain GRPO)", "fallback"))
-    lines = [Line(name, i, *view.series(f"credit/route_{route}_frac")) for i, (name, route) in enumerate(names)]
-    lines = [Line(x.name, x.style, x.steps, x.values, smooth=_window(len(x.steps))) for x in lines if x.steps]
-    return Chart("routes", "Routes", "share of rollouts", lines, from_zero=True, note=_alone(view))
+@dataclass(frozen=True)
+class Forest(Shape):
+    """Differences with intervals. `span`: of the axis, so that several plots compare; `margin`: what would matter."""
+
+    differences: list[Difference]
+    span: tuple[float, float]
+    margin: float
+
+    @property
+    def legend(self) -> list[Entry]:
+        return []
+
+    @property
+    def has_data(self) -> bool:
+        return bool(self.differences)
+
+    @property
+    def rows(self) -> int:
+        return len(self.differences)
 
 
-def _alone(view: RunView) -> str:
-    return f"{view.label} only."
+@dataclass(frozen=True)
+class Weighting(Shape):
+    """Shares of tokens by D (bars between `edges`, nats, on a log axis), and over them the weight `D / (D + c)`."""
 
+    edges: list[float]
+    shares: list[float]
+    c: float
 
-def _window(num_points: int) -> int:
-    return 1 if num_points < _SMOOTH_FROM else max(2, round(num_points / 20))
+    @property
+    def legend(self) -> list[Entry]:
+        return [Entry("share of tokens", 0, block=True), Entry("weight f = D / (D + c)", 1), Entry("c", -1)]
+
+    @property
+    def has_data(self) -> bool:
+        return bool(self.shares)
 
 
 def trailing_mean(values: Sequence[float], window: int) -> list[float]:

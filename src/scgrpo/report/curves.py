@@ -1,18 +1,19 @@
-"""Draws charts with matplotlib: as SVG inside the page, or all in one PNG."""
+"""Charts as pictures: SVG inside a page, all in one PNG, or a PNG each."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from scgrpo.errors import MissingExtraError, RunError
-from scgrpo.report.charts import Chart, Line, build_charts, trailing_mean
-from scgrpo.report.view import load_views
+from scgrpo.report.charts import Shape
+from scgrpo.report.draw import COLOURS, FAINT, INK, RC, draw, size
+from scgrpo.report.figures import build_figures
+from scgrpo.report.recorded import read_recorded
+from scgrpo.report.view import RunView, load_views
 from scgrpo.runs.files import replace_file
 
 if TYPE_CHECKING:
@@ -21,32 +22,11 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]  # [height, width, RGBA]
 
-# Drawn in these colours; in the page each becomes a CSS variable, so that it can follow a dark theme.
-INK, FAINT = "#1d2329", "#c9ced4"
-COLOURS = ("#1f5fa8", "#b4500a", "#2a7446", "#86398b", "#6f6200", "#9c2b3a")
-DASHES = ("solid", "dashed", "dashdot", "dotted")
-_RC = {
-    "font.family": "sans-serif",
-    "font.size": 8.0,
-    "text.parse_math": False,  # a run called "$x$" is a name, not a formula
-    "svg.fonttype": "none",
-    "svg.hashsalt": "scgrpo",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "grid.color": FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-_SIZE = (4.3, 2.5)  # inches per chart
 _DPI = 150
-_SMALLEST_D = 1e-6  # nats; the log axis ends here, zeros are drawn on it
 
 
 def write_png(run: Path, out: Path | None = None, beside: Sequence[Path] = ()) -> Path:
-    """Write all curves of a run, with those of the runs beside it, as one PNG.
+    """Write all charts of a run, with those of the runs beside it, as one PNG.
 
     Args:
         run: run directory.
@@ -57,29 +37,33 @@ def write_png(run: Path, out: Path | None = None, beside: Sequence[Path] = ()) -
         The file written.
 
     Raises:
-        RunError: not a run, damaged, or without any curve.
+        RunError: not a run, damaged, or without any chart.
         MissingExtraError: matplotlib is not installed.
     """
-    main, others, _ = load_views(Path(run), [Path(path) for path in beside])
-    charts = build_charts(main, others).drawn
-    if not charts:
-        raise RunError(f"{run} has neither metrics nor evaluations to draw.", "Log at least one step first.")
-    out = main.run.png_path if out is None else Path(out)
-    return draw_png([Panel(chart.title, partial(draw_chart, chart=chart), legend="inside") for chart in charts], out)
+    main, charts = _charts(run, beside)
+    return draw_png(charts, main.run.png_path if out is None else Path(out))
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One of several drawings in a picture: `draw` is given its axes; `size` in inches."""
+def write_pngs(run: Path, folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
+    """Write each chart of a run as a PNG of its own into a folder, which is made; otherwise as `write_png`.
 
-    title: str
-    draw: Callable[[Any], None]
-    legend: Literal["none", "inside", "below"] = "none"
-    size: tuple[float, float] = (_SIZE[0], 1.25 * _SIZE[1])
+    Names have the chart's place on the page, the paper's figure if there is one, and the chart: `02-fig6-reward.png`.
+
+    Returns:
+        The files written.
+    """
+    _, charts = _charts(run, beside)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for place, chart in enumerate(charts, start=1):
+        name = re.sub(r"[^\w@-]+", "-", f"{chart.paper.replace('Fig. ', 'fig')} {chart.key}".strip())[:80]
+        written.append(draw_png([chart], folder / f"{place:02d}-{name}.png"))
+    return written
 
 
-def draw_png(panels: Sequence[Panel], out: Path) -> Path:
-    """Panels in up to three columns, as one PNG.
+def draw_png(charts: Sequence[Shape], out: Path) -> Path:
+    """Charts with titles and legends, in up to three columns, as one PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -87,27 +71,47 @@ def draw_png(panels: Sequence[Panel], out: Path) -> Path:
     matplotlib = _matplotlib()
     from matplotlib.image import imsave
 
-    columns = min(3, len(panels))
-    with matplotlib.rc_context(_RC):
+    columns = min(3, len(charts))
+    with matplotlib.rc_context(RC):
         # Each a figure of its own: the time to lay out one figure grows with the square of its panels.
-        images = [_pixels(panel) for panel in panels]
+        images = [_pixels(chart) for chart in charts]
     lines = [_joined(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
     replace_file(out, lambda file: imsave(file, _joined(lines, axis=0), format="png", dpi=_DPI))
     return out
 
 
-def _pixels(panel: Panel) -> Pixels:
+def pictures(charts: Sequence[Shape], prefix: str) -> list[tuple[Shape, str]]:
+    """Charts, each with its `<svg>` element for an HTML page: no script, no address, ids that start with `prefix`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    return [(chart, _svg(chart, f"{prefix}{index}")) for index, chart in enumerate(charts)]
+
+
+def _svg(chart: Shape, prefix: str) -> str:
+    matplotlib = _matplotlib()
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=size(chart), layout="constrained")
+        draw(figure.add_subplot(), chart)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _embeddable(buffer.getvalue(), prefix)
+
+
+def _pixels(chart: Shape) -> Pixels:
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=panel.size, layout="constrained", dpi=_DPI)
-    axes = figure.add_subplot()
-    panel.draw(axes)
-    figure.suptitle(panel.title, fontsize=9, x=0.01, ha="left")
-    if panel.legend == "inside":
-        axes.legend(fontsize=7, frameon=False)
-    elif panel.legend == "below":
+    width, height = size(chart)
+    lines = len(chart.legend)
+    figure = Figure(figsize=(width, height + 0.3 + 0.15 * lines), layout="constrained", dpi=_DPI)
+    draw(figure.add_subplot(), chart)
+    figure.suptitle(f"{chart.title}{f' ({chart.paper})' if chart.paper else ''}", fontsize=9, x=0.01, ha="left")
+    if lines:
         figure.legend(fontsize=7, frameon=False, loc="outside lower left")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -128,90 +132,12 @@ def _joined(images: Sequence[Pixels], axis: int) -> Pixels:
     return np.concatenate(padded, axis=axis)
 
 
-def svg(draw: Callable[[Any], None], prefix: str, size: tuple[float, float] = _SIZE) -> str:
-    """A drawing as an `<svg>` element for an HTML page: no script, no address, ids that start with `prefix`.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    matplotlib = _matplotlib()
-    from matplotlib.figure import Figure
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _embeddable(buffer.getvalue(), prefix)
-
-
-def chart_figure(chart: Chart, prefix: str) -> dict[str, Any]:
-    """A chart as the pages' figures have it: `title`, `note`, `svg`, `legend`."""
-    legend = [
-        {"name": line.name, "style": line.style, "dashes": line_style(line.style)[1], "ends": line.ends}
-        for line in sorted(chart.lines, key=lambda line: line.style)
-    ]
-    drawing = svg(partial(draw_chart, chart=chart), prefix)
-    return {"title": chart.title, "note": chart.note, "svg": drawing, "legend": legend}
-
-
-def draw_chart(axes: Any, chart: Chart) -> None:
-    if chart.log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
-    for line in chart.lines:
-        _draw_line(axes, line, floor=_SMALLEST_D if chart.log else None)
-    if chart.from_zero:
-        axes.set_ylim(bottom=0)
-    if chart.y_range is not None:
-        axes.set_ylim(*chart.y_range)
-    axes.set_xlabel(chart.x)
-    axes.set_ylabel(chart.unit)
-    axes.grid(axis="y", linewidth=0.5)
-    axes.tick_params(length=2)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if chart.x != "step":
-        few_ticks(axes)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-
-
-def few_ticks(axes: Any) -> None:
-    """An x axis of long numbers, none of which overlap."""
-    axes.xaxis.get_major_locator().set_params(nbins=5, prune="upper")
-
-
-def _draw_line(axes: Any, line: Line, floor: float | None) -> None:
-    def shown(values: list[float]) -> list[float]:
-        return values if floor is None else [max(v, floor) if v == v else v for v in values]
-
-    colour, dashes = line_style(line.style)
-    smoothed = shown(trailing_mean(line.values, line.smooth))
-    if line.smooth > 1:
-        axes.plot(line.steps, shown(line.values), color=colour, linewidth=0.7, alpha=0.3)
-    alone = "o" if line.markers or len(line.steps) == 1 else None
-    axes.plot(
-        line.steps,
-        smoothed,
-        color=colour,
-        linestyle=dashes,
-        linewidth=1.5,
-        marker=alone,
-        markersize=3.5,
-        label=line.name,
-    )
-    if line.low is not None and line.high is not None:
-        low, high = shown(line.low), shown(line.high)
-        axes.fill_between(line.steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        if line.markers:
-            axes.vlines(line.steps, low, high, color=colour, linewidth=1)
-
-
-def line_style(style: int) -> tuple[str, str]:
-    """(colour, dashes) of a line; -1 is the ink of the text, dashed."""
-    if style < 0:
-        return INK, "dashed"
-    return COLOURS[style % len(COLOURS)], DASHES[style % len(DASHES)]
+def _charts(run: Path, beside: Sequence[Path]) -> tuple[RunView, list[Shape]]:
+    main, others, _ = load_views(Path(run), [Path(path) for path in beside])
+    charts = [chart for part in build_figures(main, others, read_recorded(main)) for chart in part.charts]
+    if not charts:
+        raise RunError(f"{run} has neither metrics nor evaluations to draw.", "Log at least one step first.")
+    return main, charts
 
 
 def _embeddable(document: str, prefix: str) -> str:

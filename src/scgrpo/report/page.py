@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scgrpo.report import summary
-from scgrpo.report.charts import build_charts
-from scgrpo.report.curves import chart_figure
-from scgrpo.report.heatmap import LEVELS, build_sections, is_scored
+from scgrpo.report import paper, summary
+from scgrpo.report.curves import pictures
+from scgrpo.report.figures import build_figures
+from scgrpo.report.heatmap import LEVELS, build_sections
+from scgrpo.report.recorded import read_recorded
 from scgrpo.report.rendering import render
-from scgrpo.report.shares import credit_shares
-from scgrpo.report.view import RunView, load_views
-from scgrpo.runs import RolloutRow
+from scgrpo.report.tables import build_tables, model_name, tables_csv
+from scgrpo.report.timing import baseline, paper_rows, time_rows
+from scgrpo.report.view import RunView, load_views, load_views_apart
 from scgrpo.runs.files import replace_text
-
-_MOST_STEPS_READ = 20
 
 
 def write_report(run: Path, *, beside: Sequence[Path] = (), out: Path | None = None) -> Path:
@@ -44,57 +43,63 @@ def write_report(run: Path, *, beside: Sequence[Path] = (), out: Path | None = N
     return out
 
 
+def write_tables(runs: Sequence[Path], out: Path) -> list[Path]:
+    """Write the paper's tables 1 to 3 with these runs in their places, as HTML and, beside it, as CSV.
+
+    Args:
+        runs: run directories. Each stands in the row of its method and settings, in the columns of the tasks it was
+            evaluated on after training; runs that fit no row have a table of their own.
+        out: the HTML file; the CSV has its name with `.csv`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RunError: not a run, or damaged.
+        MissingExtraError: jinja2 is not installed.
+    """
+    views = load_views_apart([Path(run) for run in runs])
+    tables = build_tables(views)
+    content = {
+        "tables": tables,
+        "models": list(dict.fromkeys(map(model_name, views))),
+        "paper_model": paper.MODEL,
+        "notes": [f"{view.folder}: {note}" for view in views for note in view.run.notes],
+    }
+    page, sheet = Path(out), Path(out).with_suffix(".csv")
+    replace_text(page, render("tables_page.html.j2", content))
+    replace_text(sheet, tables_csv(tables))
+    return [page, sheet]
+
+
 def _content(main: RunView, others: list[RunView], notes: list[str]) -> dict[str, Any]:
     views = [main, *others]
-    charts = build_charts(main, others)
-    steps = _steps_read(main)
-    rollouts: dict[int, list[RolloutRow]] = {}
-    shares = credit_shares(_walk(main, steps, rollouts))
-    missing = [f"No data for the curve “{title}”." for title in charts.missing]
-    if not steps:
-        missing.append("No rollouts were recorded: no token heatmap, and no account of where the credit went.")
-    elif not shares:
-        missing.append("No recorded rollout was scored under a demonstration: every token has the weight 1.")
+    recorded = read_recorded(main)
+    figures = build_figures(main, others, recorded)
     return {
         "main": main,
         "others": others,
         "notes": notes,
-        "missing": missing,
         "highlights": summary.highlights(main),
         "results": summary.result_rows(views),
         "changed": [sentence for view in views for sentence in summary.changed_problems(view)],
         "costs": summary.cost_rows(views),
-        "figures": [chart_figure(chart, f"f{index}") for index, chart in enumerate(charts.drawn)],
-        "sections": build_sections(rollouts),
+        "times": time_rows(views),
+        "paper_times": paper_rows(),
+        "plain": getattr(baseline(views), "label", ""),
+        "figures": {figure.key: figure for figure in figures},
+        "pictures": {figure.key: pictures(figure.charts, figure.key) for figure in figures},
+        "sections": build_sections(recorded.ends),
         "levels": range(LEVELS),
-        "shares": shares,
-        "shares_steps": steps,
+        "shares": recorded.shares,
+        "shares_steps": recorded.steps,
+        "tables": build_tables(views),
+        "models": list(dict.fromkeys(map(model_name, views))),
+        "paper_model": paper.MODEL,
         "starts": summary.starts(main),
         "config": summary.config_text(main),
         "files": _files(main),
     }
-
-
-def _steps_read(view: RunView) -> list[int]:
-    """Recorded steps; of many, some spread evenly, the first and the last among them."""
-    steps = view.run.rollout_steps()
-    if len(steps) > _MOST_STEPS_READ:
-        last = len(steps) - 1
-        steps = [steps[round(i * last / (_MOST_STEPS_READ - 1))] for i in range(_MOST_STEPS_READ)]
-    return steps
-
-
-def _walk(view: RunView, steps: list[int], ends: dict[int, list[RolloutRow]]) -> Iterator[RolloutRow]:
-    """Every rollout of these steps, one step in memory at a time. `ends` keeps the first and the last step, of all
-    and of those with scored rollouts."""
-    scored: list[int] = []
-    for step in steps:
-        rows = ends[step] = view.run.rollouts(step)
-        yield from rows
-        if any(map(is_scored, rows)):
-            scored = [*scored[:1], step]
-        for passed in set(ends) - {steps[0], steps[-1], *scored}:
-            del ends[passed]
 
 
 def _files(view: RunView) -> list[tuple[str, str]]:

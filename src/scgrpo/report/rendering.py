@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from scgrpo.errors import MissingExtraError
+from scgrpo.report.draw import line_style
 from scgrpo.report.summary import percent
 from scgrpo.report.text import number
 
@@ -26,9 +27,12 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         ) from error
     templates = files("scgrpo.report") / "templates"
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8")),
     )
-    environment.filters |= {"number": number, "percent": percent}
-    page = environment.from_string((templates / template).read_text(encoding="utf-8"))
+    environment.filters |= {"number": number, "percent": percent, "dashes": lambda style: line_style(style)[1]}
     style = Markup((templates / "report.css").read_text(encoding="utf-8"))
-    return page.render(content, style=style)
+    return environment.get_template(template).render(content, style=style)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class RunView:
         """What was evaluated, in order of first appearance."""
         return list(dict.fromkeys(_benchmark(record) for record in self.evals))
 
+    def in_domain(self, benchmark: Benchmark) -> bool:
+        """Whether it is the task trained on."""
+        return benchmark[0] == _mapping(self.config.get("task")).get("name")
+
     def evals_of(self, benchmark: Benchmark) -> list[dict[str, Any]]:
         """Evaluations of one benchmark by step; of a step evaluated twice, the later record."""
         by_step = {record["step"]: record for record in self.evals if _benchmark(record) == benchmark}
@@ -95,6 +99,15 @@ def load_views(run: Path, beside: Sequence[Path]) -> tuple[RunView, list[RunView
     return named[0], named[1:], notes
 
 
+def load_views_apart(paths: Sequence[Path]) -> list[RunView]:
+    """These runs alone, each once, named by what they train.
+
+    Raises:
+        RunError: one of them cannot be read.
+    """
+    return _label([_load(path) for path in {path.resolve(): path for path in paths}.values()])
+
+
 def _load(path: Path) -> RunView:
     run = RunDirectory.open(path)
     by_step: dict[int, dict[str, Any]] = {}
@@ -105,19 +118,16 @@ def _load(path: Path) -> RunView:
 
 
 def _label(views: list[RunView]) -> list[RunView]:
-    """Name runs by what they train, and by their folder where that is not enough."""
+    """Name runs by what they train, by their folder where that is not enough, and by their path where that is not."""
     methods = [str(view.config.get("label") or view.train.get("credit") or view.folder) for view in views]
-    shown = ["uniform (GRPO)" if credit == "uniform" else credit for credit in methods]
-    return [
-        RunView(
-            view.run,
-            name if shown.count(name) == 1 else f"{name}, {view.folder}",
-            view.config,
-            view.metrics,
-            view.evals,
-        )
-        for view, name in zip(views, shown, strict=True)
-    ]
+    methods = ["uniform (GRPO)" if method == "uniform" else method for method in methods]
+    shown = methods
+    for place in (lambda view: view.folder, lambda view: str(view.run.path.resolve())):
+        shown = [
+            name if shown.count(name) == 1 else f"{method}, {place(view)}"
+            for name, method, view in zip(shown, methods, views, strict=True)
+        ]
+    return [replace(view, label=name) for view, name in zip(views, shown, strict=True)]
 
 
 def _benchmark(record: dict[str, Any]) -> Benchmark:

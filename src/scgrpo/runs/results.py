@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -128,8 +128,12 @@ class RunResult:
 def append_result(path: Path, result: RunResult) -> None:
     """Append one run to a sweep's `results.jsonl`; a line that a crash cut short is dropped first."""
     files.mend_last_line(path)
-    record = {"schema_version": SCHEMA_VERSION, "step": result.curve[-1].step if result.curve else 0}
-    files.append_line(path, files.to_json(record | dataclasses.asdict(result)))
+    files.append_line(path, _line(result))
+
+
+def write_results(path: Path, results: Iterable[RunResult]) -> None:
+    """Replace a sweep's `results.jsonl`."""
+    files.write_lines(path, [_line(result).encode() for result in results])
 
 
 def read_results(path: Path) -> list[RunResult]:
@@ -144,6 +148,11 @@ def read_results(path: Path) -> list[RunResult]:
         result.key: result for result in (RunResult.from_record(line) for line in files.read_json_lines(path).records)
     }
     return list(by_key.values())
+
+
+def _line(result: RunResult) -> str:
+    record = {"schema_version": SCHEMA_VERSION, "step": result.curve[-1].step if result.curve else 0}
+    return files.to_json(record | dataclasses.asdict(result))
 
 
 def _names(cls: type) -> list[str]:

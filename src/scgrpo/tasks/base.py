@@ -12,6 +12,9 @@ from typing import Any, Literal
 Split = Literal["train", "eval"]
 # One problem: "problem_id" (str), "prompt" (chat messages) and whatever columns the verifier needs (JSON values).
 Row = dict[str, Any]
+Message = dict[str, Any]
+# What a model wrote: text, or, in an environment, the messages of the whole transcript.
+Completion = str | list[Message]
 
 
 class Status(StrEnum):
@@ -44,8 +47,8 @@ class Canned:
     """One row with completions whose verdicts are known: what `--dry-run` grades before anything is trained."""
 
     row: Row
-    right: tuple[str, ...]
-    wrong: tuple[str, ...]
+    right: tuple[Completion, ...]
+    wrong: tuple[Completion, ...]
 
 
 class Task(ABC):
@@ -64,7 +67,7 @@ class Task(ABC):
         """Rows of a split, always the same ones in the same order; train and eval are disjoint."""
 
     @abstractmethod
-    def verify(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    def verify(self, completions: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """One verdict per completion. Never raises for a bad completion and never hangs."""
 
     @abstractmethod

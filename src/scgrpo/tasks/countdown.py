@@ -9,7 +9,8 @@ A step takes two of the numbers left and puts their result back. Results stay be
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations_with_replacement, permutations
 from typing import Any
@@ -25,8 +26,8 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
 }
-_WORDS_PER_STEP = 6
-_NUM_WORDS = _WORDS_PER_STEP * (NUM_NUMBERS - 1)
+WORDS_PER_STEP = 6
+NUM_WORDS = WORDS_PER_STEP * (NUM_NUMBERS - 1)
 
 
 def _derivations(numbers: tuple[int, ...]) -> Iterator[tuple[str, int]]:
@@ -46,7 +47,7 @@ def _derivations(numbers: tuple[int, ...]) -> Iterator[tuple[str, int]]:
 
 
 @cache
-def _solutions(numbers: tuple[int, ...]) -> dict[int, tuple[str, ...]]:
+def solutions(numbers: tuple[int, ...]) -> dict[int, tuple[str, ...]]:
     """For every target the numbers can make, its distinct solutions."""
     by_target: dict[int, set[str]] = {}
     for text, value in _derivations(numbers):
@@ -54,17 +55,34 @@ def _solutions(numbers: tuple[int, ...]) -> dict[int, tuple[str, ...]]:
     return {target: tuple(sorted(texts)) for target, texts in sorted(by_target.items())}
 
 
+def after_step(numbers: Sequence[int], step: Sequence[str], end: str = ";") -> list[int] | None:
+    """The numbers left after a step of six words, None if the step is not allowed."""
+    if len(step) != WORDS_PER_STEP or step[1] not in OPERATIONS or (step[3], step[5]) != ("=", end):
+        return None
+    left = {str(number): number for number in numbers}
+    a, b = left.get(step[0]), left.get(step[2])
+    if a is None or b is None:
+        return None
+    result = OPERATIONS[step[1]](a, b)
+    rest = Counter(numbers)
+    rest.subtract((a, b))
+    if step[4] != str(result) or not 0 <= result <= MAX_VALUE or min(rest.values()) < 0:
+        return None
+    return [*rest.elements(), result]
+
+
 class CountdownTask(ProceduralTask):
     """Three numbers from 1 to 9 in ascending order and any target they can make. Columns: `numbers`, `target`."""
 
     name = "countdown"
-    max_completion_length = _NUM_WORDS + 4
+    words = ("countdown", ">", "=", ";", *OPERATIONS, *(str(value) for value in range(MAX_VALUE + 1)))
+    max_completion_length = NUM_WORDS + 4
 
     def problems(self) -> list[Problem]:
         return [
             (*numbers, target)
             for numbers in combinations_with_replacement(range(1, MAX_NUMBER + 1), NUM_NUMBERS)
-            for target in _solutions(numbers)
+            for target in solutions(numbers)
         ]
 
     def row(self, problem: Problem) -> Row:
@@ -77,31 +95,22 @@ class CountdownTask(ProceduralTask):
         }
 
     def is_correct(self, completion: str, row: Mapping[str, Any]) -> bool:
-        left, target = [str(number) for number in row["numbers"]], str(row["target"])
         words = completion.split(" ")
-        if len(words) != _NUM_WORDS:
-            return False
-        for index in range(0, _NUM_WORDS, _WORDS_PER_STEP):
-            a, sign, b, equals, result, end = words[index : index + _WORDS_PER_STEP]
-            if sign not in OPERATIONS or (equals, end) != ("=", ";") or a not in left:
-                return False
-            left.remove(a)
-            if b not in left:
-                return False
-            left.remove(b)
-            # a and b are numbers: they were put into `left` by the row or by a step already checked.
-            value = OPERATIONS[sign](int(a), int(b))
-            if result != str(value) or not 0 <= value <= MAX_VALUE:
-                return False
-            left.append(result)
-        return left == [target]
+        left: list[int] | None = list(row["numbers"])
+        for index in range(0, len(words), WORDS_PER_STEP):
+            left = after_step(left, words[index : index + WORDS_PER_STEP]) if left else None
+        return left == [row["target"]]
+
+    def is_solvable(self, words: Sequence[str], row: Mapping[str, Any]) -> bool:
+        start = " ".join([*words, ""])
+        return any(f"{text} ".startswith(start) for text in solutions(tuple(row["numbers"]))[row["target"]])
 
     def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
         """Right steps to a target of its own choice."""
-        return rng.choice(rng.choice(tuple(_solutions(tuple(row["numbers"])).values())))
+        return rng.choice(rng.choice(tuple(solutions(tuple(row["numbers"])).values())))
 
     def solution(self, row: Mapping[str, Any], rng: random.Random) -> str:
-        return rng.choice(_solutions(tuple(row["numbers"]))[row["target"]])
+        return rng.choice(solutions(tuple(row["numbers"]))[row["target"]])
 
     def canned(self) -> Canned:
         return Canned(

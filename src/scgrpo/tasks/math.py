@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import logging
 import math
+import random
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -94,6 +95,7 @@ class MathTask(Task):
             self._eval = _Source(eval_dataset_name, eval_dataset_config, dataset_test_split, dict(eval_columns or {}))
         self._eval_fraction, self._split_seed = eval_fraction, split_seed
         self._num_workers, self._timeout_s = num_workers, timeout_s
+        self._solutions: dict[str, str] = {}
         self._pool: VerifierPool | None = None
         self._lock = threading.Lock()
 
@@ -125,6 +127,11 @@ class MathTask(Task):
         hard = list(dict.fromkeys(hard))
         graded = dict(zip(hard, self._compare(hard), strict=True)) if hard else {}
         return [known[pair] or graded[pair[0].text, pair[1]] for pair in pairs]
+
+    def solution(self, row: Mapping[str, Any], rng: random.Random) -> str:
+        """The data's own text for a row of this task: its column `solution`, or else the answer as it stands there
+        (GSM8K's is worked out)."""
+        return self._solutions[row["problem_id"]]
 
     def canned(self) -> Canned:
         row = self._row("What is the probability that two fair coins do not both show heads?", "\\frac{3}{4}")
@@ -185,6 +192,7 @@ class MathTask(Task):
         for index, raw_row in enumerate(raw):
             found = select_columns(raw_row, columns, where(index))
             row = self._row(found["prompt"], found["answer"])
+            self._solutions.setdefault(row["problem_id"], str(raw_row.get("solution") or found["answer"]))
             first = rows.setdefault(row["problem_id"], row)
             conflicts += first["answer"] != row["answer"]
         if len(rows) < len(raw):

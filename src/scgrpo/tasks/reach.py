@@ -10,7 +10,7 @@ trace is right and ends at the target is correct: most problems have hundreds.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -51,10 +51,16 @@ def _distances(target: int) -> dict[int, int]:
     return distances
 
 
+def _closer(value: int, distances: Mapping[int, int]) -> list[str]:
+    """Instructions that lead nearer to the target."""
+    return [name for name in OPERATIONS if distances[OPERATIONS[name](value)] < distances[value]]
+
+
 class ReachTask(ProceduralTask):
     """930 problems: every start with every other target. Columns: `start`, `target` (0 to 30)."""
 
     name = "reach"
+    words = ("reach", ">", *OPERATIONS, *(str(value) for value in range(MODULUS)))
     max_completion_length = 2 * MAX_STEPS + 2
 
     def problems(self) -> list[Problem]:
@@ -82,6 +88,19 @@ class ReachTask(ProceduralTask):
                 return False
         return bool(value == target)
 
+    def is_solvable(self, words: Sequence[str], row: Mapping[str, Any]) -> bool:
+        value = row["start"]
+        for index, word in enumerate(words):
+            if index % 2:
+                if word != str(value):
+                    return False
+            elif word not in OPERATIONS:
+                return False
+            else:
+                value = OPERATIONS[word](value)
+        steps_left = MAX_STEPS - (len(words) + 1) // 2
+        return steps_left >= _distances(row["target"])[value]
+
     def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
         """A random program of two to six instructions with a right trace."""
         words: list[str] = []
@@ -97,11 +116,33 @@ class ReachTask(ProceduralTask):
             words: list[str] = []
             value = row["start"]
             while value != target and len(words) < 2 * _MAX_SOLUTION_STEPS:
-                closer = [name for name in OPERATIONS if distances[OPERATIONS[name](value)] < distances[value]]
+                closer = _closer(value, distances)
                 strays = rng.random() < _STRAY_PROBABILITY
                 value = _append(words, rng.choice(tuple(OPERATIONS) if strays else closer), value)
             if value == target:
                 return " ".join(words)
+
+    def recovery(self, row: Mapping[str, Any], demonstration: str, rng: random.Random) -> str:
+        """The demonstration with one other instruction somewhere, and the shortest way back to its further course."""
+        words = demonstration.split(" ")
+        path = [row["start"], *map(int, words[1::2])]
+        while True:
+            stray_at = rng.randrange(len(path) - 1)
+            kept = words[: 2 * stray_at]
+            value = _append(
+                kept, rng.choice([name for name in OPERATIONS if name != words[2 * stray_at]]), path[stray_at]
+            )
+            ways = [
+                (_distances(path[back])[value], back)
+                for back in range(stray_at, len(path))
+                if stray_at + 1 + _distances(path[back])[value] + len(path) - 1 - back <= MAX_STEPS
+            ]
+            if ways:
+                _, back = min(ways, key=lambda way: (way[0], -way[1]))
+                distances = _distances(path[back])
+                while value != path[back]:
+                    value = _append(kept, rng.choice(_closer(value, distances)), value)
+                return " ".join([*kept, *words[2 * back :]])
 
     def canned(self) -> Canned:
         return Canned(

@@ -17,6 +17,9 @@ TaskFactory = Callable[..., Task]
 _FACTORIES: dict[str, str | TaskFactory] = {
     "reach": "scgrpo.tasks.reach:ReachTask",
     "countdown": "scgrpo.tasks.countdown:CountdownTask",
+    "countdown-undo": "scgrpo.tasks.countdown_undo:CountdownUndoTask",
+    "style": "scgrpo.tasks.style:StyleTask",
+    "maze": "scgrpo.tasks.maze:MazeTask",
     "math": "scgrpo.tasks.math:MathTask",
     "gsm8k": "scgrpo.tasks.math:gsm8k",
     "dapo_math": "scgrpo.tasks.math:dapo_math",

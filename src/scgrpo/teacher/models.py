@@ -13,6 +13,28 @@ from scgrpo.divergence import OutputHead
 from scgrpo.errors import ConfigError
 
 
+def load_teacher(name_or_path: str, *, trust_remote_code: bool = False) -> tuple[Any, dict[str, int]]:
+    """A causal LM to be read only, in evaluation mode and the precision it was saved in, and its vocabulary.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype="auto", trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"The teacher {name_or_path!r} cannot be read: {reason}",
+            "Give a hub id, or a folder with a model and its tokenizer, such as `model` in a run directory.",
+        ) from error
+    return model.eval().requires_grad_(False), tokenizer.get_vocab()
+
+
 def base_causal_lm(model: nn.Module) -> Any:
     """The Hugging Face model itself, inside a PEFT wrapper or not."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scgrpo.credit import Evidence
-from scgrpo.divergence import Divergence, OutputHead, TokenEvidence
+from scgrpo.divergence import Distillation, Divergence, OutputHead, TokenEvidence
 from scgrpo.errors import NonFiniteError, ShapeError
 from scgrpo.teacher.hidden import CompletionStates
 from scgrpo.teacher.models import evaluation_mode, gathered_head, reshard
@@ -88,6 +88,19 @@ class Pairs:
         )
 
 
+@dataclass(frozen=True)
+class OtherModel:
+    """A teacher that is not the policy.
+
+    Attributes:
+        head: returns its output head.
+        states: its hidden states of completions under prompts; the model is in evaluation mode.
+    """
+
+    head: Callable[[], OutputHead]
+    states: CompletionStates
+
+
 @dataclass
 class ConditionedPass:
     """Scores pairs with a causal language model.
@@ -99,9 +112,11 @@ class ConditionedPass:
         max_rows: a forward takes at most as many tokens as this many of the longest teacher rows (at least one row).
         max_tokens: the same limit as a number of tokens.
         teacher_weights: context manager under which the model has the teacher's weights; None: they are the policy's.
+        teacher: another model as the teacher, with the same vocabulary; None: the model itself.
         redirect: see `Redirect`.
         autocast: context manager of the host's mixed precision for the backbone.
         divergence: what `token_kl` is.
+        counted_as: context manager around each forward, given whose it is (None: a check's), to count the cost.
     """
 
     model: nn.Module
@@ -110,9 +125,13 @@ class ConditionedPass:
     max_rows: int = 8
     max_tokens: int | None = None
     teacher_weights: Callable[[], AbstractContextManager[Any]] | None = None
+    teacher: OtherModel | None = None
     redirect: Redirect = field(default=lambda score: score())
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     divergence: Divergence = field(default=Divergence())
+    counted_as: Callable[[Literal["student", "teacher"] | None], AbstractContextManager[Any]] = field(
+        default=lambda side: nullcontext()
+    )
 
     def __call__(self, pairs: Pairs, num_forwards: int | None = None) -> Evidence:
         """Evidence (P, T) of all pairs; 0 where the mask is False.
@@ -125,17 +144,31 @@ class ConditionedPass:
         Raises:
             NonFiniteError: a logit is NaN or infinite; names pair and position.
         """
-        out = torch.zeros(4, *pairs.completions.shape, dtype=torch.float32, device=pairs.completions.device)
+        return Evidence(*self._values(pairs, num_forwards))
+
+    def distil(self, pairs: Pairs, distillation: Distillation) -> tuple[Evidence, Float[Tensor, "p t"]]:
+        """Evidence of all pairs, and the distillation loss of every token; `student_hidden` must be given.
+
+        The loss, log-probs and entropy have gradients. Raises as `__call__`.
+        """
+        *evidence, loss = self._values(pairs, None, distillation)
+        return Evidence(*evidence), loss
+
+    def _values(
+        self, pairs: Pairs, num_forwards: int | None, distillation: Distillation | None = None
+    ) -> Float[Tensor, "k p t"]:
+        """The fields of the evidence, in order, and the distillation loss if one is asked for."""
+        count = len(_FIELDS) + (distillation is not None)
+        out = torch.zeros(count, *pairs.completions.shape, dtype=torch.float32, device=pairs.completions.device)
         pairs = pairs.trimmed()
         batches = list(self.batches(pairs))
         differentiable = pairs.student_hidden is not None and pairs.student_hidden.requires_grad
         with evaluation_mode(self.model), torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             for rows in batches:
                 batch = pairs.select(rows)
-                scores = self._run(batch)
-                values = torch.stack([getattr(scores, name) for name in _FIELDS])
+                values = self._run(batch, distillation)
                 _check(values, batch.mask, rows)
-                block = torch.zeros(4, *batch.mask.shape, dtype=values.dtype, device=values.device)
+                block = torch.zeros(count, *batch.mask.shape, dtype=values.dtype, device=values.device)
                 block[:, batch.mask] = values
                 if block.dtype != out.dtype:
                     out = out.to(block.dtype)
@@ -143,7 +176,7 @@ class ConditionedPass:
             for _ in range(len(batches), num_forwards or 0):
                 self._run(_dummy(pairs))
         reshard(self.model)
-        return Evidence(**dict(zip(_FIELDS, out, strict=True)))
+        return out
 
     def batches(self, pairs: Pairs) -> Iterator[list[int]]:
         """Rows by forward, under the limit of tokens; longest first, so that memory peaks at the start. Where prompts
@@ -173,47 +206,61 @@ class ConditionedPass:
         if batch:
             yield batch
 
-    def _run(self, batch: Pairs) -> TokenEvidence:
+    def _run(self, batch: Pairs, distillation: Distillation | None = None) -> Float[Tensor, "k n"]:
         """`_score` inside the wrapper's forward, but not as its output: FSDP2's mixed precision rounds outputs to
         bf16, and ZeRO-3 looks for tensors in them."""
-        scores: list[TokenEvidence] = []
-        self.redirect(lambda: scores.append(self._score(batch)))
+        scores: list[Tensor] = []
+        self.redirect(lambda: scores.append(self._score(batch, distillation)))
         return scores[0]
 
-    def _score(self, batch: Pairs) -> TokenEvidence:
+    def _score(self, batch: Pairs, distillation: Distillation | None) -> Float[Tensor, "k n"]:
         # Without a demonstration and with the policy's weights, the teacher is the student.
-        alike = batch.alone and self.teacher_weights is None
+        alike = batch.alone and self.teacher_weights is None and self.teacher is None
         with torch.no_grad(), self.autocast():
             own_weights = self.teacher_weights or nullcontext
             student = batch.student_hidden
             if student is None:
-                with own_weights() if batch.contrasted else nullcontext():
+                with (
+                    own_weights() if batch.contrasted else nullcontext(),
+                    self.counted_as("teacher" if batch.contrasted else "student"),
+                ):
                     student = self.states(batch.student_prompts, batch.completions, batch.lengths)
-            with own_weights():
+            with own_weights(), self.counted_as("teacher"):
                 if alike:
                     teacher = student.detach()
                 else:
-                    teacher = self.states(batch.teacher_prompts, batch.completions, batch.lengths)
+                    states = self.teacher.states if self.teacher else self.states
+                    teacher = states(batch.teacher_prompts, batch.completions, batch.lengths)
                 # Detached, as the parameter itself has the policy's values again outside.
-                teacher_head = self._head(batch).detached() if self.teacher_weights else None
+                apart = self.teacher_weights or self.teacher
+                teacher_head = self._head(batch, self.teacher).detached() if apart else None
         kept, tokens = (student[batch.mask], teacher[batch.mask]), batch.completions[batch.mask]
         differentiable = student.requires_grad and torch.is_grad_enabled()
         with gathered_head(self.model):
             own = self._head(batch)
             head, student_head = (own, None) if teacher_head is None else (teacher_head, own)
             student_head = None if batch.contrasted else student_head
+            if distillation is not None:
+                evidence, loss = distillation(*kept, tokens, head, student_head=student_head)
+                return torch.stack([*_fields(evidence), loss])
             evidence = self.divergence(*kept, tokens, head, student_head=student_head, differentiable=differentiable)
-        return replace(evidence, token_kl=torch.zeros_like(evidence.token_kl)) if alike else evidence
+        return torch.stack(
+            _fields(replace(evidence, token_kl=torch.zeros_like(evidence.token_kl)) if alike else evidence)
+        )
 
-    def _head(self, batch: Pairs) -> OutputHead:
+    def _head(self, batch: Pairs, other: OtherModel | None = None) -> OutputHead:
         """On a GPU autocast's precision holds for the product with the head, too, as it does for the policy's own."""
-        head, device = self.head(), batch.completions.device.type
+        head, device = (other or self).head(), batch.completions.device.type
         with self.autocast():
             mixed = device != "cpu" and torch.is_autocast_enabled(device)
             return replace(head, compute_dtype=torch.get_autocast_dtype(device)) if mixed else head
 
 
-_FIELDS = ("token_kl", "teacher_logps", "student_logps", "student_entropy")
+_FIELDS = tuple(field.name for field in fields(Evidence))
+
+
+def _fields(evidence: TokenEvidence) -> list[Tensor]:
+    return [getattr(evidence, name) for name in _FIELDS]
 
 
 def _check(values: Tensor, mask: Tensor, rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""`scgrpo tiny build`: train the tiny model from scratch, export it, and check what came out."""
+"""Train a small model from scratch, export it, and check what came out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ from typing import Any
 
 from scgrpo.errors import ScgrpoError
 from scgrpo.tiny.measure import PassRates
+from scgrpo.tiny.recipe import Recipe
 
-# What the shipped checkpoint was made with.
-SEED = 0
-STEPS = 4000
-
-# Plain pass rate per task: imperfect, with most groups of eight rollouts mixed.
-PLAIN_BANDS: Mapping[str, tuple[float, float]] = {"reach": (0.17, 0.30), "countdown": (0.15, 0.35)}
 MIN_VERIFIED = 0.75
 # How much better than plain a wrong demonstration may measure, by chance.
 WRONG_TOLERANCE = 0.03
@@ -51,10 +46,10 @@ class BuildReport:
     def __str__(self) -> str:
         lines = [
             f"{self.num_parameters} parameters, {self.steps} steps, seed {self.seed}, {self.duration_s:.0f} s",
-            f"{'task':<10} {'plain':>6} {'verified':>9} {'wrong':>6} {'attempt':>8} {'samples each':>13}",
+            f"{'task':<16} {'plain':>6} {'verified':>9} {'wrong':>6} {'attempt':>8} {'samples each':>13}",
         ]
         lines += [
-            f"{name:<10} {rates.plain:>6.3f} {rates.verified:>9.3f} {rates.wrong:>6.3f} {rates.attempt:>8.3f} "
+            f"{name:<16} {rates.plain:>6.3f} {rates.verified:>9.3f} {rates.wrong:>6.3f} {rates.attempt:>8.3f} "
             f"{rates.num_samples:>13}"
             for name, rates in self.pass_rates.items()
         ]
@@ -62,16 +57,16 @@ class BuildReport:
 
 
 def build(
+    recipe: Recipe,
     out_dir: Path,
     *,
-    seed: int = SEED,
-    steps: int = STEPS,
+    seed: int,
     num_samples: int = 4,
     progress: Callable[[str], None] = print,
 ) -> BuildReport:
     """Train, export to `out_dir`, reload, measure. About five minutes on one core.
 
-    The same seed, steps and library versions give the same weights on the same kind of CPU, and the same pass rates
+    The same recipe, seed and library versions give the same weights on the same kind of CPU, and the same pass rates
     within sampling noise elsewhere. The global random state and the number of threads are left as they were.
 
     Args:
@@ -83,33 +78,31 @@ def build(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from scgrpo.tiny.documents import SUBJECTS
     from scgrpo.tiny.measure import measure
     from scgrpo.tiny.train import make_model, train
-    from scgrpo.tiny.vocabulary import make_tokenizer
 
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make_model()
+        model = make_model(recipe)
         start = time.monotonic()
-        train(model, steps=steps, seed=seed, progress=progress)
+        train(model, recipe, seed=seed, progress=progress)
         duration_s = time.monotonic() - start
         model.save_pretrained(out_dir)
-        make_tokenizer().save_pretrained(out_dir)
+        recipe.vocabulary.tokenizer().save_pretrained(out_dir)
         progress(f"written to {out_dir}; now reloaded and measured on held-out problems")
         exported = AutoModelForCausalLM.from_pretrained(out_dir, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(out_dir)
-        difference = logit_difference(model, exported)
+        difference = logit_difference(recipe, model, exported)
         rates = {
             subject.task.name: measure(exported, tokenizer, subject.task, num_samples=num_samples, seed=seed)
-            for subject in SUBJECTS
+            for subject in recipe.subjects
         }
     report = BuildReport(
         seed=seed,
-        steps=steps,
+        steps=recipe.steps,
         num_parameters=model.num_parameters(),
         pass_rates=rates,
-        missed=missed_bands(rates),
+        missed=missed_bands(recipe, rates),
         max_logit_difference=difference,
         duration_s=round(duration_s, 1),
     )
@@ -117,11 +110,12 @@ def build(
     return report
 
 
-def missed_bands(pass_rates: Mapping[str, PassRates]) -> tuple[str, ...]:
+def missed_bands(recipe: Recipe, pass_rates: Mapping[str, PassRates]) -> tuple[str, ...]:
     """One sentence per band a model misses."""
     missed = []
-    for name, rates in pass_rates.items():
-        low, high = PLAIN_BANDS[name]
+    for subject in recipe.subjects:
+        name, (low, high) = subject.task.name, subject.plain_band
+        rates = pass_rates[name]
         if not low <= rates.plain <= high:
             missed.append(f"{name}: plain pass rate {rates.plain:.3f} is outside {low} to {high}.")
         if rates.verified < MIN_VERIFIED:
@@ -136,7 +130,7 @@ def missed_bands(pass_rates: Mapping[str, PassRates]) -> tuple[str, ...]:
     return tuple(missed)
 
 
-def logit_difference(trained: Any, exported: Any) -> float:
+def logit_difference(recipe: Recipe, trained: Any, exported: Any) -> float:
     """Largest absolute difference of the two models' logits on training documents.
 
     Raises:
@@ -147,7 +141,7 @@ def logit_difference(trained: Any, exported: Any) -> float:
     from scgrpo.tiny.documents import Documents
     from scgrpo.tiny.train import tensors
 
-    input_ids, _ = tensors(Documents(seed=0).batch(32))
+    input_ids, _ = tensors(Documents(recipe, seed=0).batch(32), recipe.vocabulary)
     with torch.no_grad():
         difference = (trained(input_ids).logits - exported(input_ids).logits).abs().max().item()
     if not difference < MAX_LOGIT_DIFFERENCE:

@@ -1,10 +1,13 @@
-"""What the tiny model is pre-trained on: synthetic chain-of-thought documents of the two tiny tasks.
+"""What the small models are pre-trained on: synthetic chain-of-thought documents about their tasks.
 
 Each document is one conversation. Three kinds:
 
     plain     user: problem                                    -> imperfect solution
     verified  system: verified {correct solution}, user: problem -> mostly that solution again, else an imperfect one
     attempt   system: attempt {usually wrong try}, user: problem -> imperfect solution, independent of the try
+
+With a recipe's `recover`, some verified documents stray from the demonstration and find back. Without them a model
+that has left the demonstration's path has never seen what the demonstration is still good for, and expects nothing.
 
 An imperfect solution is a correct one with probability `skill`, otherwise an aimless attempt. The first documents,
 the schooling, are skilled: the model learns what works. The later ones are careless, and at temperature 1 the model
@@ -18,75 +21,52 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
 
-from scgrpo.tasks.base import Row
-from scgrpo.tasks.countdown import CountdownTask
-from scgrpo.tasks.procedural import ProceduralTask
-from scgrpo.tasks.reach import ReachTask
-
-Kind = Literal["plain", "verified", "attempt"]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One task as the documents show it.
-
-    Attributes:
-        share: probability that a document is about this task.
-        skill: probability that a careless document's imperfect solution is meant to be correct.
-    """
-
-    task: ProceduralTask
-    share: float
-    skill: float
-
-
-SUBJECTS = (
-    Subject(ReachTask(), share=0.5, skill=0.38),
-    Subject(CountdownTask(), share=0.5, skill=0.65),
-)
-SCHOOLING_SKILL = 0.9
-KIND_SHARES: dict[Kind, float] = {"plain": 0.56, "verified": 0.35, "attempt": 0.09}
-# How often a document with a verified demonstration repeats it.
-FOLLOW = 0.9
+from scgrpo.tasks.base import Completion, Row
+from scgrpo.teacher.prompts import transcript
+from scgrpo.tiny.recipe import Kind, Recipe
 
 
 @dataclass(frozen=True)
 class Document:
-    """One training example: the loss is on the completion and its end token only."""
+    """A prompt (chat messages) and the completion: text, or the transcript of a conversation."""
 
     messages: list[dict[str, str]]
-    completion: str
+    completion: Completion
 
 
-def conditioned(row: Row, kind: Kind, demonstration: str) -> list[dict[str, str]]:
-    """The row's prompt with a demonstration in the system message, in the words of the `tiny` teacher template."""
-    return [{"role": "system", "content": f"{kind} {demonstration}"}, *row["prompt"]]
+def conditioned(row: Row, kind: Kind, demonstration: Completion) -> list[dict[str, str]]:
+    """The prompt of a row with a demonstration, as the `tiny` teacher template builds it, on one line."""
+    shown = " ".join(transcript(demonstration).split())
+    return [{"role": "system", "content": f"{kind} {shown}"}, *row["prompt"]]
 
 
 class Documents:
-    """An endless, seeded stream of documents."""
+    """An endless seeded stream of documents."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, recipe: Recipe, seed: int) -> None:
+        self.recipe = recipe
         self._rng = random.Random(seed)
-        self._rows = {subject.task.name: subject.task.rows("train") for subject in SUBJECTS}
+        self._rows = [subject.task.rows("train") for subject in recipe.subjects]
+        self._kinds, self._kind_shares = zip(*recipe.kind_shares.items(), strict=True)
+        self._shares = [subject.share for subject in recipe.subjects]
 
     def batch(self, num_documents: int, *, schooling: bool = False) -> list[Document]:
         """Documents of one kind, so that short prompts need no padding for long ones."""
-        kinds, shares = zip(*KIND_SHARES.items(), strict=True)
-        kind = self._rng.choices(kinds, shares)[0]
+        kind = self._rng.choices(self._kinds, self._kind_shares)[0]
         return [self._document(kind, schooling) for _ in range(num_documents)]
 
     def _document(self, kind: Kind, schooling: bool) -> Document:
-        rng = self._rng
-        subject = rng.choices(SUBJECTS, [subject.share for subject in SUBJECTS])[0]
-        task, row = subject.task, rng.choice(self._rows[subject.task.name])
-        skilled = rng.random() < (SCHOOLING_SKILL if schooling else subject.skill)
+        rng, recipe = self._rng, self.recipe
+        index = rng.choices(range(len(recipe.subjects)), self._shares)[0]
+        subject = recipe.subjects[index]
+        task, row = subject.task, rng.choice(self._rows[index])
+        skilled = rng.random() < (recipe.schooling_skill if schooling else subject.skill)
         completion = task.solution(row, rng) if skilled else task.attempt(row, rng)
         if kind == "plain":
             return Document(row["prompt"], completion)
-        demonstration = task.solution(row, rng) if kind == "verified" else task.attempt(row, rng)
-        if kind == "verified" and rng.random() < FOLLOW:
-            completion = demonstration
+        demonstration = task.demonstration(row, rng) if kind == "verified" else task.attempt(row, rng)
+        if kind == "verified" and rng.random() < recipe.follow:
+            strays = recipe.recover > 0 and rng.random() < recipe.recover
+            completion = task.recovery(row, demonstration, rng) if strays else task.followed(demonstration, rng)
         return Document(conditioned(row, kind, demonstration), completion)

@@ -1,12 +1,15 @@
-"""Pass rates of a model on the tiny tasks: alone, with a correct demonstration, with a wrong one, with an attempt."""
+"""Pass rates of a model on a small task: alone, with a correct demonstration, with a wrong one, with an attempt."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scgrpo.evaluation.episodes import Chat, play
 from scgrpo.tasks.base import Row
+from scgrpo.tasks.environment import EnvironmentTask, Episode
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tiny.documents import conditioned
 from scgrpo.tiny.vocabulary import prompt_text
@@ -39,22 +42,35 @@ def measure(model: Any, tokenizer: Any, task: ProceduralTask, *, num_samples: in
     others = [_other(task.rows("eval"), row, rng) for row in rows]
     prompts: dict[str, list[Messages]] = {
         "plain": [row["prompt"] for row in rows],
-        "verified": [conditioned(row, "verified", task.solution(row, rng)) for row in rows],
+        "verified": [conditioned(row, "verified", task.demonstration(row, rng)) for row in rows],
         "wrong": [
-            conditioned(row, "verified", task.solution(other, rng)) for row, other in zip(rows, others, strict=True)
+            conditioned(row, "verified", task.demonstration(other, rng))
+            for row, other in zip(rows, others, strict=True)
         ],
         "attempt": [conditioned(row, "attempt", task.attempt(row, rng)) for row in rows],
     }
     rates = {}
     for name, messages in prompts.items():
-        completions = sample(model, tokenizer, messages, task.max_completion_length, seed=seed)
-        verdicts = task.verify(completions, rows)
+        if isinstance(task, EnvironmentTask):
+            episodes = converse(model, tokenizer, task, rows, messages, task.max_completion_length, seed=seed)
+            verdicts = [episode.verdict for episode in episodes]
+        else:
+            completions = sample(model, tokenizer, messages, task.max_completion_length, seed=seed)
+            verdicts = task.verify(completions, rows)
         rates[name] = sum(verdict.score for verdict in verdicts) / len(verdicts)
     return PassRates(**rates, num_samples=len(rows))
 
 
 def sample(model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: int, *, seed: int = 0) -> list[str]:
-    """One completion per prompt at temperature 1; the global random state is left as it was."""
+    """One completion per prompt at temperature 1, as text; the global random state is left as it was."""
+    ids = sample_ids(model, tokenizer, prompts, max_new_tokens, seed=seed)
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def sample_ids(
+    model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: int, *, seed: int = 0
+) -> list[list[int]]:
+    """The same as token ids, up to and with the end token."""
     import torch
 
     batch = tokenizer([prompt_text(messages) for messages in prompts], padding=True, return_tensors="pt")
@@ -63,16 +79,48 @@ def sample(model: Any, tokenizer: Any, prompts: list[Messages], max_new_tokens: 
         output = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            generation_config=_at_temperature_one(tokenizer, max_new_tokens),
         )
-    prompt_length = batch["input_ids"].shape[1]
-    return tokenizer.batch_decode(output[:, prompt_length:], skip_special_tokens=True)
+    rows = output[:, batch["input_ids"].shape[1] :].tolist()
+    ends = (ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids) for ids in rows)
+    return [ids[:end] for ids, end in zip(rows, ends, strict=True)]
+
+
+def converse(
+    model: Any,
+    tokenizer: Any,
+    task: EnvironmentTask,
+    rows: Sequence[Row],
+    prompts: list[Messages],
+    max_tokens: int,
+    *,
+    seed: int = 0,
+) -> list[Episode]:
+    """One conversation per prompt at temperature 1, in the environments of the rows; else as `sample`."""
+    import torch
+
+    from scgrpo.evaluation.turns import Turns
+
+    chat = Chat(tokenizer, {tokenizer.eos_token_id})
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        turns = Turns(model, _at_temperature_one(tokenizer, max_tokens), len(rows))
+        return play(task, rows, prompts, chat, turns, max_tokens)[1]
+
+
+def _at_temperature_one(tokenizer: Any, max_new_tokens: int) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def _other(rows: list[Row], row: Row, rng: random.Random) -> Row:

@@ -1,26 +1,20 @@
-"""The tiny model's words, tokenizer and chat template: one word, one token."""
+"""Words, tokenizer and chat template of the small models: one word, one token."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from scgrpo.tasks import countdown, reach
+from scgrpo.tasks.base import Completion
+from scgrpo.tasks.environment import as_messages
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
 # Role marks are ordinary words: decoding keeps them, so a completion that writes one is seen to be wrong.
 _ROLES = ("<system>", "<user>", "<assistant>")
-_MARKS = ("verified", "attempt", reach.ReachTask.name, countdown.CountdownTask.name, ">", "=", ";")
-
-WORDS = (
-    *SPECIAL,
-    *_ROLES,
-    *_MARKS,
-    *countdown.OPERATIONS,
-    *reach.OPERATIONS,
-    *(str(number) for number in range(max(countdown.MAX_VALUE + 1, reach.MODULUS))),
-)
-WORD_IDS = {word: index for index, word in enumerate(WORDS)}
+# What the `tiny` teacher template puts before a demonstration.
+_MARKS = ("verified", "attempt")
 
 # `<bos> <system> ... <user> ... <assistant>`, and `<eos>` after each finished assistant turn.
 CHAT_TEMPLATE = (
@@ -38,30 +32,58 @@ def prompt_text(messages: list[dict[str, str]]) -> str:
     return " ".join([BOS, *(f"<{message['role']}> {message['content']}" for message in messages), "<assistant>"])
 
 
-def encode(text: str) -> list[int]:
-    """Ids of words separated by single spaces; `KeyError` for a word outside the vocabulary."""
-    return [WORD_IDS[word] for word in text.split(" ")]
+def completion_words(completion: Completion) -> list[tuple[str, bool]]:
+    """What follows the prompt, word by word, and whether the model writes it: actions and end tokens, not what the
+    chat template puts between them."""
+    words: list[tuple[str, bool]] = []
+    for message in as_messages(completion):
+        own = message["role"] == "assistant"
+        parts = message["content"].split(" ")
+        parts = [*parts, EOS] if own else [f"<{message['role']}>", *parts, "<assistant>"]
+        words += [(part, own) for part in parts]
+    return words
 
 
-def make_tokenizer() -> Any:
-    """The `PreTrainedTokenizerFast` that is saved beside the weights."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words a model knows.
 
-    raw = Tokenizer(models.WordLevel(WORD_IDS, unk_token=UNK))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNK,
-        padding_side="left",
-        model_max_length=CONTEXT_LENGTH,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    Attributes:
+        task_words: the words of its tasks, each once.
+        context_length: most tokens of a sequence.
+    """
 
+    task_words: tuple[str, ...]
+    context_length: int
 
-CONTEXT_LENGTH = 256
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*SPECIAL, *_ROLES, *_MARKS, *self.task_words)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.words)}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of words separated by single spaces; `KeyError` for a word outside the vocabulary."""
+        return [self.ids[word] for word in text.split(" ")]
+
+    def tokenizer(self) -> Any:
+        """The same vocabulary as a Hugging Face tokenizer."""
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        raw = Tokenizer(models.WordLevel(self.ids, unk_token=UNK))
+        raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=raw,
+            pad_token=PAD,
+            bos_token=BOS,
+            eos_token=EOS,
+            unk_token=UNK,
+            padding_side="left",
+            model_max_length=self.context_length,
+            clean_up_tokenization_spaces=False,
+        )
+        tokenizer.chat_template = CHAT_TEMPLATE
+        return tokenizer

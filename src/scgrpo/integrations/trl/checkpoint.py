@@ -1,5 +1,5 @@
-"""What a checkpoint holds beyond TRL's: the teacher's weights, rollouts that are only partly trained on, and how many
-prompts dynamic sampling has drawn.
+"""What a checkpoint holds beyond TRL's: the teacher's weights, rollouts that are only partly trained on, how many
+prompts dynamic sampling has drawn, and what training has cost.
 
 Demonstrations are drawn from a stream named by seed and step, so no random state of ours needs saving. TRL forgets
 its buffered rollouts at a checkpoint in the middle of a generation batch and samples new ones; with them, training
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def save_state(
     buffered: list[dict[str, Any]] | None,
     rank: int,
     extra_prompts: int = 0,
+    compute: Mapping[str, float] | None = None,
 ) -> None:
     """Write this process's part of the state beside the checkpoint of TRL.
 
@@ -40,6 +42,7 @@ def save_state(
         micro_step: forward-backward passes done since the start.
         buffered: micro-batches of the current generation batch if some are still to be trained on, else None.
         extra_prompts: prompts drawn by dynamic sampling.
+        compute: totals of the compute meter.
     """
     if buffered is not None:
         save_file(_flatten(buffered), folder / _rollouts_file(rank))
@@ -51,20 +54,23 @@ def save_state(
             "micro_step": micro_step,
             "teacher_weights": teacher.kind,
             "extra_prompts": extra_prompts,
+            "compute": dict(compute or {}),
         }
         (folder / _STATE).write_text(json.dumps(state))
 
 
-def load_state(folder: Path, teacher: TeacherWeights, rank: int) -> tuple[int, list[dict[str, Tensor]] | None, int]:
-    """Restore what `save_state` wrote; returns the micro step, the buffered micro-batches, if any, and the number of
-    extra prompts.
+def load_state(
+    folder: Path, teacher: TeacherWeights, rank: int
+) -> tuple[int, list[dict[str, Tensor]] | None, int, dict[str, float]]:
+    """Restore what `save_state` wrote; returns the micro step, the buffered micro-batches, if any, the number of
+    extra prompts, and the totals of the compute meter.
 
     Raises:
         RunError: the state was written by a newer version, or its teacher's weights are missing.
     """
     if not (folder / _STATE).exists():
         logger.warning("%s holds no scgrpo state: the teacher starts from the resumed policy.", folder)
-        return 0, None, 0
+        return 0, None, 0, {}
     state = json.loads((folder / _STATE).read_text())
     if state["schema_version"] > SCHEMA_VERSION:
         raise RunError(f"{folder / _STATE} was written by a newer version.", "Upgrade scgrpo to resume from it.")
@@ -77,7 +83,7 @@ def load_state(folder: Path, teacher: TeacherWeights, rank: int) -> tuple[int, l
         teacher.load_state_dict(load_file(folder / _TEACHER))
     rollouts = folder / _rollouts_file(rank)
     buffered = _unflatten(load_file(rollouts)) if rollouts.exists() else None
-    return state["micro_step"], buffered, state.get("extra_prompts", 0)
+    return state["micro_step"], buffered, state.get("extra_prompts", 0), state.get("compute", {})
 
 
 def _rollouts_file(rank: int) -> str:

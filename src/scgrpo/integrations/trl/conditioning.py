@@ -13,6 +13,7 @@ from torch import Tensor
 from scgrpo.credit import NONE, Evidence, Plan
 from scgrpo.credit.weighting import linear_quantile
 from scgrpo.errors import ConfigError
+from scgrpo.integrations.trl.batch import Rollouts
 from scgrpo.teacher.hidden import rerun_hidden
 from scgrpo.teacher.models import evaluation_mode
 from scgrpo.teacher.prompts import Demonstration, DemonstrationFormatter, Prompt
@@ -40,6 +41,23 @@ class LocalRollouts:
     lengths: Tensor
     mask: Tensor
     hidden: Tensor | None
+
+
+def local_rollouts(
+    batch: Mapping[str, Tensor], rollouts: Rollouts, first: int, hidden: Tensor | None = None
+) -> LocalRollouts:
+    """Of a generation batch of the host, rows in the order they were sampled in."""
+    ids, mask = batch["prompt_ids"].tolist(), batch["prompt_mask"].tolist()
+    completion_ids = batch["completion_ids"]
+    return LocalRollouts(
+        first=first,
+        prompts=rollouts.prompts,
+        prompt_ids=[[i for i, keep in zip(*row, strict=True) if keep] for row in zip(ids, mask, strict=True)],
+        completion_ids=completion_ids,
+        lengths=torch.tensor([len(ids) for ids in rollouts.completion_ids], device=completion_ids.device),
+        mask=(batch["completion_mask"] * batch.get("tool_mask", 1)).bool(),
+        hidden=hidden,
+    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +175,8 @@ class Conditioner:
             together = partial(rerun_hidden, self.score.model, prompt_ids, pairs.completions, pairs.lengths)
             with torch.no_grad(), evaluation_mode(self.score.model), self.score.autocast():
                 pairs = replace(pairs, student_hidden=self.score.redirect(together))
-        one_by_one = replace(self.score, max_tokens=1, teacher_weights=None)
+        uncounted = partial(self.score.counted_as, None)
+        one_by_one = replace(self.score, max_tokens=1, teacher_weights=None, counted_as=lambda side: uncounted())
         evidence = one_by_one(pairs, num_forwards=rows)
         noise = evidence.token_kl[pairs.mask]
         return linear_quantile(noise, 0.75).item() if len(noise) else None

@@ -18,9 +18,11 @@ from trl import GRPOConfig
 from scgrpo.credit import create_credit_method
 from scgrpo.credit.methods import CreditMethod, check_teacher
 from scgrpo.divergence.choice import Divergence, DivergenceKind
+from scgrpo.divergence.distillation import Distillation, DistillationKind
 from scgrpo.divergence.exact import Direction
 from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl import gspo
+from scgrpo.integrations.trl.distillation import settings_problems
 from scgrpo.integrations.trl.presets import preset
 from scgrpo.teacher.hidden import SHARING
 from scgrpo.teacher.prompts import get_template
@@ -86,6 +88,13 @@ class SCGRPOConfig(GRPOConfig):
         None, "Mean entropy in nats below which stare acts and antisd does not. Default: the method's own (0.3, 0.1)."
     )
     credit_num_wrong: int | None = _setting(None, "Failed rollouts rlcsd contrasts with. Default: 4.")
+    credit_num_demonstrations: int | None = _setting(None, "Solved siblings value_baseline reads. Default: 3.")
+    credit_value_features: str | None = _setting(
+        None, "What value_baseline knows of a prefix: own, demonstrations, or both. Default: both."
+    )
+    credit_gae_lambda: float | None = _setting(
+        None, "value_baseline: 1 = unbiased, smaller = credit where the value moved. Default: 1."
+    )
     credit_seed: int | None = _setting(None, "Seed of the controls that shuffle weights. Default: 0.")
 
     success_reward: str | None = _setting(None, "Reward function that decides 'solved'. Default: the first one.")
@@ -121,6 +130,35 @@ class SCGRPOConfig(GRPOConfig):
         "forward", "forward: KL(teacher || student) (the paper); reverse: KL(student || teacher)."
     )
     divergence_topk: int = _setting(64, "Words of divergence=topk.")
+
+    policy_coef: float = _setting(1.0, "Weight of the policy gradient; 0 = distillation alone.")
+    distill_coef: float = _setting(
+        0.0,
+        "Weight of a distillation loss: divergence of the student from a teacher, see docs/baselines.md; 0 = off.",
+    )
+    distill_start_coef: float = _setting(0.0, "Weight it starts from, with distill_warmup_steps.")
+    distill_warmup_steps: int = _setting(0, "Optimizer steps over which the weight goes from the one to the other.")
+    distill_divergence: str = _setting(
+        "forward",
+        "forward: KL(teacher || student); reverse; both: half their sum; jsd; or sampled: the reverse one's gradient "
+        "estimated from the sampled token.",
+    )
+    distill_jsd_beta: float = _setting(0.5, "The teacher's share of the mixture of jsd.")
+    distill_clip: float = _setting(0.0, "Most a single word adds to a token's divergence, in nats; 0 = no limit.")
+    distill_is_clip: float = _setting(
+        0.0,
+        "Weight tokens by the ratio pi / pi_old, cut off here; 0 = off. (It is 1 with one update per generation "
+        "batch.)",
+    )
+    distill_context: str = _setting(
+        "sibling",
+        "What the teacher sees: prompt (nothing more), reference (the text of reference_column), sibling (a solved "
+        "rollout of the group) or partial (the same where SC-GRPO would).",
+    )
+    reference_column: str = _setting("solution", "Column of the training rows with reference solutions.")
+    teacher_model_name_or_path: str | None = _setting(
+        None, "Another model as the teacher of the distillation, with the same vocabulary. Default: the policy."
+    )
 
     dynamic_sampling_max_rounds: int = _setting(
         0,
@@ -172,11 +210,22 @@ class SCGRPOConfig(GRPOConfig):
             cast(DivergenceKind, self.divergence), cast(Direction, self.divergence_direction), self.divergence_topk
         )
 
+    @property
+    def distills(self) -> bool:
+        """Whether there is a distillation loss at any step."""
+        return max(self.distill_coef, self.distill_start_coef * (self.distill_warmup_steps > 0)) > 0
+
+    def distillation(self) -> Distillation:
+        """The configured distillation loss."""
+        kind = cast(DistillationKind, self.distill_divergence)
+        return Distillation(kind, self.distill_jsd_beta, self.distill_clip or None)
+
     def _problems(self) -> list[str]:
-        problems = []
+        problems = settings_problems(self)
         for check in (
             self.credit_method,
             self.token_divergence,
+            self.distillation,
             lambda: get_template(self.teacher_template),
             lambda: check_teacher_weights(self.teacher_weights, self.teacher_snapshot_steps, self.teacher_ema_decay),
         ):

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scgrpo.credit import Credit, Groups, Plan
+from scgrpo.credit import Credit, Evidence, Groups, Plan
 from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl.compat import Kernel
-from scgrpo.integrations.trl.conditioning import Conditioned
 
 _BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask")
 
@@ -56,7 +55,7 @@ def padded_states(states: Tensor, present: Tensor) -> Tensor:
 
 
 def completion_logps(
-    conditioned: Conditioned,
+    evidence: Evidence,
     scored: Tensor,
     rows: Tensor,
     present: Tensor,
@@ -67,14 +66,14 @@ def completion_logps(
     """Log-probs and entropies (n,) of the tokens that are present: the evidence's where there is any, else TRL's.
 
     Args:
-        conditioned: what was scored; its log-probs and entropies have gradients.
+        evidence: of what was scored; its log-probs and entropies have gradients.
         scored: (P, T) tokens it covers; rows: (P,) where its pairs stand in the inputs.
         present: (B, T); states (n, H) and tokens (n,) are of its True entries, in order.
     """
     covered = torch.zeros_like(present)
     covered[rows] = scored
     values = []
-    for found in (conditioned.evidence.student_logps, conditioned.evidence.student_entropy):
+    for found in (evidence.student_logps, evidence.student_entropy):
         values.append(found.new_zeros(present.shape).index_put((rows,), found)[present])
     rest = ~covered[present]
     if bool(rest.any()):

@@ -159,3 +159,93 @@ def cispo() -> Settings:
     the generation batch.
     """
     return {**grpo(), "loss_type": "cispo", "epsilon_high": 5.0}
+
+
+@_method("opd")
+def opd() -> Settings:
+    """OPD: on-policy distillation from another model (Lu and Thinking Machines, 2025; GKD, arXiv 2306.13649).
+
+        mean over tokens of KL(pi_student || sg pi_teacher),    on the student's own rollouts
+
+    `teacher_model_name_or_path` names the teacher; it reads the prompt as the student does. `distill_divergence` can
+    be forward, both or jsd (GKD's generalized JSD with `distill_jsd_beta`), or `sampled`, the blog's own form: the
+    policy gradient with A_t = log pi_teacher(y_t) - log pi_student(y_t).
+
+    Departures: 1. exact over the vocabulary instead of from the sampled token. 2. GKD mixes in rollouts of the
+    teacher; here all are the student's (its lambda = 1). 3. The token mean is over the generation batch.
+    """
+    return {
+        **grpo(),
+        "loss_type": "dapo",
+        "policy_coef": 0.0,
+        "distill_coef": 1.0,
+        "distill_divergence": "reverse",
+        "distill_context": "prompt",
+    }
+
+
+@_method("opsd")
+def opsd() -> Settings:
+    """OPSD: on-policy self-distillation from privileged text (arXiv 2601.18734).
+
+        mean over tokens of sum_v min(l_v, .05),    l_v = pi_T(v) log(pi_T(v) / pi(v))
+
+    pi_T is the policy at its start, with the row's reference solution (`reference_column`) in its context. Forward
+    KL, the clip and the frozen teacher are those of the released recipe. The sampled-token form is
+    `distill_divergence="sampled"` with `distill_clip=0`.
+
+    A clipped word keeps its place in the softmax: its own term has no gradient, the others' push it down. On the tiny
+    model that turns the student away from what the teacher likes best; `distill_clip=0` does not.
+
+    Departures: 1. the reference stands in the system message, in the wording of `teacher_template`. 2. The token mean
+    is over the generation batch. 3. The recipe samples at temperature 1.1; here that is yours to set.
+    """
+    return {
+        **opd(),
+        "distill_divergence": "forward",
+        "distill_clip": 0.05,
+        "distill_context": "reference",
+        "teacher_weights": "frozen",
+    }
+
+
+@_method("sdpo")
+def sdpo() -> Settings:
+    """SDPO: self-distillation from own successes (arXiv 2601.20802).
+
+        mean over tokens of min(pi / pi_old, 2) JSD_.5(pi, sg pi_T),    JSD_b = b KL(pi_T || m) + (1 - b) KL(pi || m)
+
+    m = (pi + pi_T) / 2. pi_T has the moving average of the policy's weights (update rate .05) and in its context a
+    solved rollout of the group, never the rollout itself. Rollouts without one have no teacher and add 0.
+
+    Departures: 1. exact over the vocabulary; there the student's 100 likeliest words and a tail. 2. The demonstration
+    is drawn from the solved rollouts; TRL takes the first. 3. It stands in the system message, in the wording of
+    `teacher_template`. 4. No feedback of an environment. 5. Where `loss_type="dapo"` averages, tokens without a
+    teacher count. 6. TRL's trainer of this name has other defaults: `distill_divergence="sampled"` and
+    `loss_type="grpo"` here.
+    """
+    return {
+        **opd(),
+        "distill_divergence": "jsd",
+        "distill_is_clip": 2.0,
+        "distill_context": "sibling",
+        "teacher_weights": "ema",
+        "teacher_ema_decay": 0.95,
+    }
+
+
+@_method("grpo_kl")
+def grpo_kl() -> Settings:
+    """GRPO + beta KL: SC-GRPO's divergence as an additive loss (the ablation of arXiv 2606.18810, Table 2).
+
+        GRPO's loss + .1 * mean_i mean_t KL(sg pi(. given x, tau, y_<t) || pi(. given x, y_<t))
+
+    The teacher is the live policy with a solved sibling tau in its context; the gradient goes through the student.
+    The table's other rows: `distill_divergence` reverse and both, and `distill_start_coef=0.03` with
+    `distill_warmup_steps`.
+
+    Departures: the paper is silent on all of these. 1. The KL is of rollouts of groups with 2 <= n_c < G, those that
+    SC-GRPO weights with a verified demonstration; others add 0. 2. `both` is half the sum, so that beta keeps its
+    size. 3. The warm-up is linear, and its length yours to set.
+    """
+    return {**grpo(), "distill_coef": 0.1, "distill_divergence": "forward", "distill_context": "partial"}

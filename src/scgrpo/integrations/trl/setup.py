@@ -10,16 +10,17 @@ from accelerate.utils import DistributedType
 
 from scgrpo.credit.methods import check_teacher
 from scgrpo.errors import ConfigError
-from scgrpo.integrations.trl import compat
+from scgrpo.integrations.trl import compat, overlong
 from scgrpo.integrations.trl.conditioning import Conditioner, TeacherPromptFn
+from scgrpo.integrations.trl.distillation import Distiller, coefficient, mean_over_tokens
 from scgrpo.integrations.trl.dropping import check_droppable
 from scgrpo.integrations.trl.dynamic_sampling import DynamicSampling, ExtraPrompts
 from scgrpo.integrations.trl.evidence import all_agree, offloads_weights, shares_weights
 from scgrpo.integrations.trl.rewards import finds_first_errors
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
-from scgrpo.teacher.models import has_dropout, output_head
+from scgrpo.teacher.models import has_dropout, load_teacher, output_head
 from scgrpo.teacher.prompts import DemonstrationFormatter, control_tokens, get_template, teacher_prompt
-from scgrpo.teacher.scoring import ConditionedPass
+from scgrpo.teacher.scoring import ConditionedPass, OtherModel
 
 # Every process has all the weights.
 _REPLICATED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -36,8 +37,10 @@ def check_setup(trainer: Any) -> None:
             f"kl_in_reward with credit={args.credit!r}: the KL would be lost, as group advantages come from the "
             "rewards without it. Set kl_in_reward=False, or credit='reinforce++'."
         )
-    if args.credit != "uniform":
+    if args.credit != "uniform" or args.distills:
         problems += [*_model_problems(trainer), *_distribution_problems(trainer), *_method_problems(trainer)]
+    if args.distills:
+        problems += _distillation_problems(trainer)
     if problems:
         raise ConfigError("This set-up cannot work:", " | ".join(problems))
 
@@ -49,6 +52,9 @@ def scores_in_loss(trainer: Any) -> bool:
         IncompatibleHostError: it is asked for, and TRL's output head is not the one it was written for.
     """
     args = trainer.args
+    if args.distills:  # the loss's forward serves the distillation
+        compat.check_fused_head()
+        return False
     if args.teacher_timing != "auto":
         in_loss = args.teacher_timing == "loss"
     else:
@@ -64,6 +70,8 @@ def _model_problems(trainer: Any) -> list[str]:
     args, problems = trainer.args, []
     limit = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
     shown = args.demonstration_max_tokens or args.max_completion_length
+    if args.credit == "uniform" and args.distill_context == "prompt":
+        shown = 0
     if limit and shown + args.max_completion_length > limit:
         problems.append(
             f"A demonstration ({shown} tokens) and a completion ({args.max_completion_length}) exceed the "
@@ -86,6 +94,20 @@ def _sampling_problems(trainer: Any) -> list[str]:
         problems.append("dynamic_sampling_max_rounds needs a training set with a length, not a stream.")
     if trainer._is_vlm:
         problems.append("dynamic_sampling_max_rounds cannot replace prompts with images.")
+    return problems
+
+
+def _distillation_problems(trainer: Any) -> list[str]:
+    """What a distillation loss needs and does not find."""
+    args, problems = trainer.args, []
+    columns = getattr(trainer.train_dataset, "column_names", None)
+    if args.distill_context == "reference" and columns and args.reference_column not in columns:
+        problems.append(
+            f"distill_context='reference' needs reference solutions, and the training rows have no column "
+            f"{args.reference_column!r} (they have {', '.join(columns)}): set reference_column."
+        )
+    if shares_weights(trainer.accelerator):
+        problems.append("distill_coef has not been verified under FSDP and ZeRO-3: leave weights unsharded.")
     return problems
 
 
@@ -121,6 +143,22 @@ def _distribution_problems(trainer: Any) -> list[str]:
     return problems
 
 
+def success_column(trainer: Any) -> int:
+    """Which reward function decides what is solved.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    names, wanted = trainer.reward_func_names, trainer.args.success_reward
+    if wanted is None:
+        return names.index(next(name for name in names if name != overlong.NAME))
+    if wanted not in names:
+        raise ConfigError(
+            f"success_reward={wanted!r} is not among the reward functions.", f"Choose one of {', '.join(names)}."
+        )
+    return names.index(wanted)
+
+
 def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | None) -> Conditioner:
     """The conditioned pass over the trainer's model."""
     args, tokenizer = trainer.args, trainer._tokenizer
@@ -134,6 +172,7 @@ def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | 
         teacher_weights=None if args.teacher_weights == "current" else trainer._teacher.applied,
         autocast=trainer.accelerator.autocast,
         divergence=args.token_divergence(),
+        counted_as=trainer.meter.forwards,
     )
     if sharded:
         score = replace(score, redirect=compat.through_wrapper(trainer.model, policy))
@@ -148,6 +187,48 @@ def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | 
         teacher_prompt=teacher_prompt_fn or partial(teacher_prompt, template=get_template(args.teacher_template)),
         tokenize=trainer._tokenize_rows,
     )
+
+
+def distiller(trainer: Any, condition: Conditioner) -> Distiller | None:
+    """What adds the configured distillation to the trainer's loss, if there is one.
+
+    Raises:
+        ConfigError: the teacher's model cannot be read, or has another vocabulary.
+    """
+    args = trainer.args
+    if not args.distills:
+        return None
+    return Distiller(
+        accelerator=trainer.accelerator,
+        loss=args.distillation(),
+        context=args.distill_context,
+        column=args.reference_column,
+        is_clip=args.distill_is_clip,
+        condition=condition,
+        score=replace(condition.score, teacher=_other_teacher(trainer)),
+        coefficient=lambda: coefficient(args, trainer.state.global_step),
+        mean=partial(mean_over_tokens, trainer),
+        log=partial(trainer._log_under, "distill"),
+    )
+
+
+def _other_teacher(trainer: Any) -> OtherModel | None:
+    """The model `teacher_model_name_or_path` names."""
+    args = trainer.args
+    if args.teacher_model_name_or_path is None:
+        return None
+    model, vocabulary = load_teacher(args.teacher_model_name_or_path, trust_remote_code=args.trust_remote_code)
+    model.to(trainer.accelerator.device)
+    trainer.meter.watch(model)
+    head = partial(output_head, model, args.temperature)
+    policy = output_head(trainer.accelerator.unwrap_model(trainer.model), args.temperature)
+    if vocabulary != trainer._tokenizer.get_vocab() or len(head()) != len(policy):
+        raise ConfigError(
+            f"The teacher {args.teacher_model_name_or_path} has another vocabulary than the policy (output heads of "
+            f"{len(head())} and {len(policy)} words): their predictions cannot be compared word by word.",
+            "Choose a teacher of the policy's family, with the same tokenizer and size of the output head.",
+        )
+    return OtherModel(head, completion_states(trainer, model, sharded=False))
 
 
 def completion_states(trainer: Any, policy: Any, sharded: bool) -> CompletionStates:

@@ -11,7 +11,8 @@ Differences from GRPOTrainer:
 5. a checkpoint in the middle of a generation batch keeps the rollouts still to be trained on;
 6. where rollouts are scored inside the loss, the log-probs and entropies of scored tokens come from the product with
    the output head that gives their divergence: the same numbers, in fp32 also where TRL's are rounded to bf16;
-7. with `dynamic_sampling_max_rounds`, groups that teach nothing are replaced by further ones.
+7. with `dynamic_sampling_max_rounds`, groups that teach nothing are replaced by further ones;
+8. with `distill_coef`, a distillation loss is added, see `distillation.py`.
 """
 
 from __future__ import annotations
@@ -25,19 +26,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from scgrpo.credit import Credit, CreditMethod
 from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.errors import ConfigError, IncompatibleHostError
-from scgrpo.integrations.trl import compat, gspo, overlong
+from scgrpo.integrations.trl import compat, gspo, overlong, setup
 from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
+from scgrpo.integrations.trl.callbacks import StepTimes, TeacherUpdate
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
-from scgrpo.integrations.trl.conditioning import Conditioned, LocalRollouts, TeacherPromptFn
+from scgrpo.integrations.trl.compute import ComputeMeter
+from scgrpo.integrations.trl.conditioning import Conditioned, TeacherPromptFn, local_rollouts
 from scgrpo.integrations.trl.config import SCGRPOConfig
 from scgrpo.integrations.trl.dropping import drop_rows
+from scgrpo.integrations.trl.environments import transcripts
 from scgrpo.integrations.trl.evidence import EvidenceOfAll, everywhere
 from scgrpo.integrations.trl.in_loss import (
     check_left_out,
@@ -48,7 +51,6 @@ from scgrpo.integrations.trl.in_loss import (
 )
 from scgrpo.integrations.trl.past import PastSolutions
 from scgrpo.integrations.trl.rewards import exclude_ungraded, first_errors, guarded
-from scgrpo.integrations.trl.setup import check_setup, conditioner, dynamic_sampling, scores_in_loss
 from scgrpo.integrations.trl.token_rewards import loss_without_kl, reference_penalty
 from scgrpo.teacher.models import backbone, has_dropout
 from scgrpo.teacher.prompts import Prompt
@@ -65,6 +67,7 @@ class SCGRPOTrainer(GRPOTrainer):
 
     Attributes:
         listeners: callables that get every `ScoredBatch` (recorders, plots).
+        meter: what training has cost so far.
 
     Raises:
         ConfigError: settings that cannot work with this model or set-up.
@@ -105,8 +108,9 @@ class SCGRPOTrainer(GRPOTrainer):
 
         self.credit_method = credit_method or args.credit_method()
         self.listeners: list[Callable[[ScoredBatch], None]] = []
-        self._success = self._success_column()
-        check_setup(self)
+        self._success = setup.success_column(self)
+        self._blames = getattr(self.credit_method, "needs_first_error", False)  # else it is not searched for
+        setup.check_setup(self)
         policy = self.accelerator.unwrap_model(self.model)
         self._teacher = TeacherWeights(
             policy,
@@ -114,20 +118,25 @@ class SCGRPOTrainer(GRPOTrainer):
             snapshot_steps=args.teacher_snapshot_steps,
             decay=args.teacher_ema_decay,
         )
-        self.add_callback(_TeacherUpdate(self._teacher))
+        self.add_callback(TeacherUpdate(self._teacher))
+        self.meter = ComputeMeter(self.accelerator, policy, self._metrics["train"])
+        self.add_callback(self.meter)
+        self._times = StepTimes(self.accelerator.device, partial(self._log_under, "timing"))
+        self.add_callback(self._times)
         self._evidence = EvidenceOfAll(
             self.accelerator,
-            conditioner(self, policy, teacher_prompt_fn),
+            setup.conditioner(self, policy, teacher_prompt_fn),
             partial(self._log_under, "credit"),
             floor=getattr(self.credit_method, "floor", None),
         )
-        self._sampling = dynamic_sampling(self) if args.dynamic_sampling_max_rounds else None
+        self._distiller = setup.distiller(self, self._evidence.condition)
+        self._sampling = setup.dynamic_sampling(self) if args.dynamic_sampling_max_rounds else None
         # What passes from one of TRL's steps to the next: its rollouts with their rewards; hidden states of its own
         # pass; the batch whose credit the loss will assign, and that loss's inputs (all, kept).
         self._rollouts: Rollouts | None = None
         self._captured: Tensor | None = None
         self._capturing = False
-        self._in_loss = scores_in_loss(self)
+        self._in_loss = setup.scores_in_loss(self)
         self._past = PastSolutions() if getattr(self.credit_method, "needs_past", False) else None
         self._uncredited: Uncredited | None = None
         self._loss_inputs: tuple[dict[str, Any], dict[str, Any]] | None = None
@@ -135,6 +144,7 @@ class SCGRPOTrainer(GRPOTrainer):
     # ---- the seams of TRL ---------------------------------------------------------------------------------------
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        completions = transcripts(inputs, completions)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         rewards = overlong.only_where_graded(rewards, self.reward_func_names)
         group_size = self.num_generations if self.model.training else self.num_generations_eval
@@ -142,26 +152,30 @@ class SCGRPOTrainer(GRPOTrainer):
         self._rollouts = Rollouts(
             *(inputs, prompts, completions, completion_ids_list, rewards),
             environments=getattr(self, "_batch_environments", None),
-            first_error=first_errors(self.reward_funcs[self._success], len(prompts)),
+            first_error=first_errors(self.reward_funcs[self._success], len(prompts)) if self._blames else None,
         )
         return rewards
 
     def _sample(self, inputs: Any) -> tuple[dict[str, Any], Rollouts]:
         """TRL's generation batch, and what it would drop."""
+        self.sampled_rows = inputs  # a rollout_func gets the prompts alone
         batch = super()._generate_and_score_completions(inputs)
         rollouts, self._rollouts = self._rollouts, None
         assert rollouts is not None
+        self.meter.sampled(batch, rollouts)
         return batch, rollouts
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         # Dropout is on in TRL's pass; its hidden states are the policy's own only where there is none.
         self._capturing = self.model.training and not has_dropout(self.model)
         self._captured = None
-        batch, rollouts = self._sample(inputs)
+        with self._times("sampling"):
+            batch, rollouts = self._sample(inputs)
         self._capturing = False
         if self.model.training:
             if self._sampling is not None:
-                batch, rollouts = self._sampling.refill(batch, rollouts)
+                with self._times("sampling"):
+                    batch, rollouts = self._sampling.refill(batch, rollouts)
                 self._captured = None if rollouts.refilled else self._captured  # of rows that are no longer there
                 self._batch_environments = rollouts.environments
             uncredited = self._plan(batch, rollouts)
@@ -178,6 +192,9 @@ class SCGRPOTrainer(GRPOTrainer):
                 batch["advantages"] = pending
             else:
                 self._assign_credit(uncredited, batch, hidden)
+            if self._distiller is not None:
+                local = local_rollouts(batch, rollouts, self.accelerator.process_index * len(rollouts.prompts))
+                self._distiller.prepare(batch, local, rollouts, uncredited.groups, self._rng("distillation"))
         self._captured = None
         return batch
 
@@ -192,17 +209,21 @@ class SCGRPOTrainer(GRPOTrainer):
         if self.args.drop_zero_advantages and self.model.training:
             kept, factor = drop_rows(inputs, self.loss_type)
         self._loss_inputs = (inputs, kept) if self.model.training else None
+        self.meter.trained(kept)
         with gspo.old_logps_kept(kept), loss_without_kl(self):
             loss = super()._compute_loss(model, kept)
         self._loss_inputs = None
         loss = loss if factor == 1 else loss * factor
+        if self._distiller is not None and self.model.training:
+            loss = loss + self._distiller.term(kept)
         check_finite("The loss", loss.detach()[None])
         return loss
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        result = self._logps(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        with self.meter.forwards("student" if self.model.training else None):
+            result = self._logps(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         if self._loss_inputs is not None and self.args.importance_sampling_level == gspo.LEVEL:
             gspo.anchor(self._loss_inputs[1], result[0])
         return result
@@ -216,6 +237,10 @@ class SCGRPOTrainer(GRPOTrainer):
             *(model, input_ids, attention_mask, logits_to_keep, *args),
             **kwargs,
         )
+        if self._distiller is not None and self._loss_inputs is not None:
+            distilled = partial(self._distiller.logps, self._loss_inputs[1])
+            with compat.completions_scored_by(distilled, attention_mask, logits_to_keep):
+                return compute()
         if self._uncredited is not None and self._loss_inputs is not None:
             with compat.completions_scored_by(self._credit_in_loss, attention_mask, logits_to_keep):
                 return compute()
@@ -246,10 +271,7 @@ class SCGRPOTrainer(GRPOTrainer):
             penalty=reference_penalty(self, batch),
             step=self.state.global_step,
         )
-        # Named by seed, step and generation batch: every process draws the same plan, a resumed run the one it would
-        # have drawn, and the cut into micro-batches does not matter.
-        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
-        rng = random.Random(f"scgrpo/{self.args.seed}/{self.state.global_step}/{generation}")
+        rng = self._rng()
         if self._past is None:
             return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng))
         prompts, completions = (everywhere(self.accelerator, x) for x in (rollouts.prompts, rollouts.completions))
@@ -257,6 +279,14 @@ class SCGRPOTrainer(GRPOTrainer):
         groups = replace(groups, past=torch.tensor(owners, dtype=torch.long, device=groups.group.device))
         self._past.remember(prompts, completions, (groups.usable & groups.solved).tolist())
         return Uncredited(rollouts, groups, self.credit_method.plan(groups, rng), past)
+
+    def _rng(self, *use: str) -> random.Random:
+        """Named by seed, step and generation batch: every process draws the same plan, a resumed run the one it would
+        have drawn, and the cut into micro-batches does not matter."""
+        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
+        return random.Random(
+            "/".join(["scgrpo", *map(str, (self.args.seed, self.state.global_step, generation)), *use])
+        )
 
     def _assign_credit(
         self, uncredited: Uncredited, batch: dict[str, Any], hidden: Tensor | None
@@ -268,23 +298,18 @@ class SCGRPOTrainer(GRPOTrainer):
             hidden: (B, T, H) the policy's states, from a pass of TRL, that predict the tokens; None: compute them.
         """
         rollouts, groups, plan = uncredited.rollouts, uncredited.groups, uncredited.plan
-        completion_ids, width = batch["completion_ids"], batch["completion_ids"].shape[1]
-        rows = len(rollouts.prompts)
+        rows, width = batch["completion_ids"].shape
         first = self.accelerator.process_index * rows
-        local = LocalRollouts(
-            first=first,
-            prompts=rollouts.prompts,
-            prompt_ids=_unpadded(batch["prompt_ids"], batch["prompt_mask"]),
-            completion_ids=completion_ids,
-            lengths=torch.tensor([len(ids) for ids in rollouts.completion_ids], device=completion_ids.device),
-            mask=(batch["completion_mask"] * batch.get("tool_mask", 1)).bool(),
-            hidden=hidden,
-        )
-        conditioned, evidence = self._evidence(
-            plan, local, rollouts.completions, groups.mask.shape[1], uncredited.past
-        )
-        credit = self.credit_method.assign(groups, plan, evidence)
-        check_finite("The credit assigned", credit.advantages)
+        local = local_rollouts(batch, rollouts, first, hidden)
+        with self._times("scoring"):
+            conditioned, evidence = self._evidence(
+                plan, local, rollouts.completions, groups.mask.shape[1], uncredited.past
+            )
+            credit = self.credit_method.assign(groups, plan, evidence)
+            scale = self.args.policy_coef
+            if scale != 1:
+                credit = replace(credit, base=credit.base * scale, advantages=credit.advantages * scale)
+            check_finite("The credit assigned", credit.advantages)
         if len(plan) or not torch.equal(credit.advantages, groups.advantages[:, None].expand_as(groups.mask)):
             batch["advantages"] = credit.advantages[first : first + rows, :width]
             if getattr(self.credit_method, "scope", None) == "micro_batch":
@@ -304,8 +329,9 @@ class SCGRPOTrainer(GRPOTrainer):
                 demonstrations=conditioned.demonstrations if conditioned else {},
                 teacher_prompt_ids=conditioned.teacher_prompt_ids if conditioned else {},
             )
-            for listener in self.listeners:
-                listener(scored)
+            with self._times("recording"):
+                for listener in self.listeners:
+                    listener(scored)
         return conditioned, credit
 
     def _credit_in_loss(self, states: Tensor, tokens: Tensor, kernel: compat.Kernel) -> tuple[Tensor, Tensor]:
@@ -323,7 +349,7 @@ class SCGRPOTrainer(GRPOTrainer):
         kept["advantages"] = batch["advantages"][kept["credit_row"]]
         pairs = uncredited.plan.rollout[conditioned.pairs] - first
         scored = (batch["completion_mask"] * batch.get("tool_mask", 1)).bool()[pairs]
-        return completion_logps(conditioned, scored, place[pairs], present, states, tokens, kernel)
+        return completion_logps(conditioned.evidence, scored, place[pairs], present, states, tokens, kernel)
 
     # ---- set-up -------------------------------------------------------------------------------------------------
 
@@ -339,16 +365,6 @@ class SCGRPOTrainer(GRPOTrainer):
         finally:
             self._batch_environments = environments
 
-    def _success_column(self) -> int:
-        names, wanted = self.reward_func_names, self.args.success_reward
-        if wanted is None:
-            return names.index(next(name for name in names if name != overlong.NAME))
-        if wanted not in names:
-            raise ConfigError(
-                f"success_reward={wanted!r} is not among the reward functions.", f"Choose one of {', '.join(names)}."
-            )
-        return names.index(wanted)
-
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -356,17 +372,17 @@ class SCGRPOTrainer(GRPOTrainer):
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         unfinished = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
         buffered = self._buffered_inputs if unfinished else None
-        drawn = self._sampling.prompts.drawn if self._sampling else 0
-        save_state(folder, self._teacher, self._step, buffered, self.accelerator.process_index, drawn)
+        drawn, spent = self._sampling.prompts.drawn if self._sampling else 0, self.meter.totals
+        save_state(folder, self._teacher, self._step, buffered, self.accelerator.process_index, drawn, spent)
         if self._past is not None and self.accelerator.process_index == 0:
             self._past.save(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._step, self._buffered_inputs, drawn = load_state(
-                Path(checkpoint), self._teacher, self.accelerator.process_index
-            )
+            state = load_state(Path(checkpoint), self._teacher, self.accelerator.process_index)
+            self._step, self._buffered_inputs, drawn, spent = state
+            self.meter.totals.update(spent)
             if self._sampling is not None:
                 self._sampling.prompts.drawn = drawn
             if self._past is not None:
@@ -375,17 +391,3 @@ class SCGRPOTrainer(GRPOTrainer):
     def _log_under(self, prefix: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._metrics["train"][f"{prefix}/{name}"].append(value)
-
-
-class _TeacherUpdate(TrainerCallback):
-    """Moves the teacher's weights along after each optimizer step."""
-
-    def __init__(self, teacher: TeacherWeights) -> None:
-        self.teacher = teacher
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.teacher.after_step(state.global_step)
-
-
-def _unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]

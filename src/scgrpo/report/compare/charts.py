@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from scgrpo.report.charts import Chart, Line
-from scgrpo.report.compare.contrasts import Family
+from scgrpo.report.charts import Chart, Difference, Forest, Line
+from scgrpo.report.compare.contrasts import Contrast, Family
 from scgrpo.report.compare.study import Testbed
-from scgrpo.report.curves import COLOURS, FAINT, INK, Panel, draw_chart, few_ticks
+from scgrpo.report.text import shorten
 from scgrpo.runs.results import RunResult
 from scgrpo.stats import Floats, t_interval
 
 Axis = Literal["step", "tokens"]
 _LINES_PER_CHART = 5  # besides the reference; more cannot be told apart
 _GRID = 40  # points of a curve over tokens
-_LONGEST = 34  # characters of a name in a picture
 
 
 def learning_charts(testbed: Testbed, reference: str, axis: Axis) -> list[Chart]:
@@ -42,80 +39,25 @@ def learning_charts(testbed: Testbed, reference: str, axis: Axis) -> list[Chart]
     return charts
 
 
-def forest_rows(family: Family) -> Forest:
-    """The contrasts of a family as a forest plot."""
+def forests(families: Sequence[Family], margin: float) -> list[Forest]:
+    """A forest plot per family, all on one scale. `margin`: a difference that would matter."""
+    rows = [[_difference(contrast) for contrast in family.contrasts] for family in families]
+    numbers = [n for its in rows for row in its for n in row.estimate if math.isfinite(n)]
+    span = min([0.0, *numbers]), max([0.0, *numbers])
+    return [_forest(family, its, span, margin) for family, its in zip(families, rows, strict=True)]
+
+
+def _forest(family: Family, rows: list[Difference], span: tuple[float, float], margin: float) -> Forest:
     place = "Pooled over testbeds" if family.testbed is None else shorten(family.testbed)
-    title = f"{place}, against {shorten(family.reference)}"
-    rows = [
-        _Row(
-            shorten(c.method) + (" †" if c.likeness == "unlike" else ""),
-            c.difference.value,
-            c.difference.low,
-            c.difference.high,
-            c.verdict != "not shown",
-        )
-        for c in family.contrasts
-    ]
-    return Forest(title, f"Avg@k minus that of {shorten(family.reference)}", rows)
+    reference = shorten(family.reference)
+    key = f"forest-{family.testbed}-{family.reference}"
+    return Forest(key, f"{place}, against {reference}", f"Avg@k minus that of {reference}", rows, span, margin)
 
 
-def panels(charts: Sequence[Chart]) -> list[Panel]:
-    """Learning curves for a picture of its own."""
-    return [Panel(chart.title, partial(draw_chart, chart=chart), legend="below", size=(4.3, 3.4)) for chart in charts]
-
-
-@dataclass(frozen=True)
-class _Row:
-    label: str
-    value: float
-    low: float
-    high: float
-    is_shown: bool
-
-
-@dataclass(frozen=True)
-class Forest:
-    """Differences with intervals, one row per method. Filled: shown."""
-
-    title: str
-    x: str
-    rows: list[_Row]
-
-    @property
-    def size(self) -> tuple[float, float]:
-        """Inches."""
-        return 4.3, 0.75 + 0.2 * len(self.rows)
-
-    def span(self) -> tuple[float, float]:
-        """Smallest and largest number drawn, 0 among them."""
-        numbers = [n for row in self.rows for n in (row.low, row.value, row.high) if math.isfinite(n)]
-        return min([0.0, *numbers]), max([0.0, *numbers])
-
-    def draw(self, axes: Any, span: tuple[float, float], margin: float) -> None:
-        """Into these axes. `span`: of the x axis, so that several plots compare; `margin`: what would matter."""
-        axes.axvspan(-margin, margin, color=FAINT, alpha=0.35, linewidth=0)
-        axes.axvline(0, color=INK, linewidth=0.8)
-        for y, row in enumerate(self.rows):
-            colour = COLOURS[0] if row.is_shown else INK
-            if math.isfinite(row.low):
-                axes.plot([row.low, row.high], [y, y], color=colour, linewidth=1.4)
-            if math.isfinite(row.value):
-                face = colour if row.is_shown else "none"
-                axes.plot([row.value], [y], marker="s", markersize=4.5, color=colour, markerfacecolor=face)
-        axes.set_yticks(range(len(self.rows)), [row.label for row in self.rows])
-        axes.set_ylim(len(self.rows) - 0.4, -0.6)
-        room = 0.04 * (span[1] - span[0] or 1.0)
-        axes.set_xlim(span[0] - room, span[1] + room)
-        axes.set_xlabel(self.x)
-        axes.grid(axis="x", linewidth=0.5)
-        axes.tick_params(length=2)
-        few_ticks(axes)
-
-
-def shorten(name: str) -> str:
-    """A name short enough for a picture: its middle left out."""
-    half = (_LONGEST - 1) // 2
-    return name if len(name) <= _LONGEST else f"{name[:half]}…{name[-half:]}"
+def _difference(contrast: Contrast) -> Difference:
+    d = contrast.difference
+    label = contrast.method + (" †" if contrast.likeness == "unlike" else "")
+    return Difference(label, (d.value, d.low, d.high), contrast.verdict != "not shown")
 
 
 def _line(testbed: Testbed, method: str, axis: Axis) -> Line | None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scgrpo.errors import RunError
-from scgrpo.report.charts import Chart
+from scgrpo.report.charts import Chart, Forest, Shape
 from scgrpo.report.compare import tables
-from scgrpo.report.compare.charts import Axis, Forest, forest_rows, learning_charts, panels
+from scgrpo.report.compare.charts import Axis, forests, learning_charts
 from scgrpo.report.compare.contrasts import Family, build_families
 from scgrpo.report.compare.outcomes import TITLES, Outcome, outcomes_of
 from scgrpo.report.compare.ranking import rank, rate_warnings
 from scgrpo.report.compare.sources import read_sources
 from scgrpo.report.compare.study import Options, Testbed, gather, lack
 from scgrpo.report.compare.words import hopeless, sentence
-from scgrpo.report.curves import Panel, chart_figure, draw_png, svg
+from scgrpo.report.curves import draw_png, pictures
 from scgrpo.report.rendering import render
 from scgrpo.runs.files import replace_text
 
@@ -75,39 +74,24 @@ class _Study:
         return [chart for axis in axes for chart in learning_charts(testbed, self.options.reference, axis)]
 
     def forests(self) -> list[Forest]:
-        return [forest_rows(family) for family in self.families if family.outcome == "final"]
+        return forests([family for family in self.families if family.outcome == "final"], self.options.margin)
 
 
 def _write(study: _Study, folder: Path) -> None:
     replace_text(folder / "index.html", render("compare.html.j2", _content(study)))
     replace_text(folder / "contrasts.csv", tables.contrasts_csv(study.families, study.options.margin))
     replace_text(folder / "runs.csv", tables.runs_csv(study.testbeds, study.outcomes))
-    charts = [chart for testbed in study.testbeds for chart in study.charts(testbed)]
-    pictures = {"curves.png": panels(charts), "forest.png": _forest_panels(study)}
-    for name, its in pictures.items():
-        if its:
-            draw_png(its, folder / name)
+    curves = [chart for testbed in study.testbeds for chart in study.charts(testbed)]
+    pngs: dict[str, Sequence[Shape]] = {"curves.png": curves, "forest.png": study.forests()}
+    for name, charts in pngs.items():
+        if charts:
+            draw_png(charts, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier comparison
 
 
-def _forest_panels(study: _Study) -> list[Panel]:
-    forests = study.forests()
-    scale = _scale(study, forests)
-    return [Panel(forest.title, partial(forest.draw, **scale), size=forest.size) for forest in forests]
-
-
-def _scale(study: _Study, forests: Sequence[Forest]) -> dict[str, Any]:
-    """One scale for all forest plots."""
-    spans = [forest.span() for forest in forests]
-    span = min((s[0] for s in spans), default=0.0), max((s[1] for s in spans), default=0.0)
-    return {"span": span, "margin": study.options.margin}
-
-
 def _content(study: _Study) -> dict[str, Any]:
     testbeds, options = study.testbeds, study.options
-    forests = study.forests()
-    scale = _scale(study, forests)
     orders = [rank(testbed) for testbed in testbeds]
     return {
         "options": options,
@@ -115,11 +99,10 @@ def _content(study: _Study) -> dict[str, Any]:
         "notes": study.notes,
         "groups": [_group(study, family) for family in study.families],
         "titles": TITLES,
-        "forests": [
-            {"title": forest.title, "svg": svg(partial(forest.draw, **scale), f"t{index}", forest.size)}
-            for index, forest in enumerate(forests)
+        "forests": pictures(study.forests(), "t"),
+        "curves": [
+            (testbed.name, pictures(study.charts(testbed), f"c{index}-")) for index, testbed in enumerate(testbeds)
         ],
-        "curves": [_curves(study, testbed, index) for index, testbed in enumerate(testbeds)],
         "methods": [_methods(study, index) for index in range(len(testbeds))],
         "rankings": [ranking for found, _ in orders for ranking in found],
         "unranked": [(testbed.name, reasons) for testbed, (_, reasons) in zip(testbeds, orders, strict=True)],
@@ -143,11 +126,6 @@ def _group(study: _Study, family: Family) -> dict[str, Any]:
         "not_shown": [text for shown, text in told if not shown],
         "few": len(told) <= _FEW,
     }
-
-
-def _curves(study: _Study, testbed: Testbed, index: int) -> dict[str, Any]:
-    figures = [chart_figure(chart, f"c{index}-{n}") for n, chart in enumerate(study.charts(testbed))]
-    return {"testbed": testbed.name, "figures": figures}
 
 
 def _methods(study: _Study, index: int) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""`scgrpo sweep`: methods x seeds x learning rates x testbeds from one YAML. docs/sweeps.md describes it."""

@@ -1,0 +1,158 @@
+"""Tasks of many turns: the model writes an action, an environment answers, until it says that it is done.
+
+    completion = action, observation, action, observation, ..., action
+
+Actions are the model's own tokens; observations are in the completion too, but the loss leaves them out.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from scgrpo.errors import DataError, ShapeError
+from scgrpo.tasks.base import Completion, Message, Task, Verdict
+
+# Column under which a reward function finds the episode of a rollout.
+EPISODE = "episode"
+
+
+class Step(NamedTuple):
+    """An environment's answer to an action. `observation` is not shown where `done`: nobody is left to read it."""
+
+    observation: str
+    done: bool = False
+
+
+class Environment(Protocol):
+    """The world of one rollout, made for it and used once."""
+
+    def step(self, action: str) -> Step:
+        """The answer to what the model wrote in one turn, without its end token. Never raises for a bad action."""
+        ...
+
+    def verdict(self) -> Verdict:
+        """Of the state it is in: also where the rollout was cut off before it was done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One rollout in an environment.
+
+    Attributes:
+        messages: what was said after the prompt, in turn; the first one is the model's.
+        completion_ids: their tokens, the chat template's between them included. One that is not done never ends with
+            an end token: it is a truncated completion to everything that looks at its last token.
+        mask: True for the model's own tokens, end tokens included.
+        turns: position in `completion_ids` of the first token of each action.
+        done: the environment said so. Otherwise a turn limit or the token budget cut the rollout off.
+        verdict: of the environment's last state.
+    """
+
+    messages: list[Message]
+    completion_ids: list[int]
+    mask: list[bool]
+    turns: list[int]
+    done: bool
+    verdict: Verdict
+
+
+class EnvironmentTask(Task):
+    """A task whose completions are conversations with an environment.
+
+    Attributes:
+        max_turns: actions per rollout; a rollout that is not done by then is cut off.
+        max_action_tokens: of one action, its end token included; None: as many as the completion may have. A
+            rollout whose action gets no end token is cut off.
+        observer: role of the messages that hold observations.
+    """
+
+    max_turns: int
+    max_action_tokens: int | None = None
+    observer: str = "user"
+
+    @abstractmethod
+    def environment(self, row: Mapping[str, Any]) -> Environment:
+        """A fresh environment for one rollout of a row.
+
+        Raises:
+            KeyError: the row lacks a column.
+        """
+
+    def verify(self, completions: Sequence[Completion], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+        """Verdicts of transcripts: their actions are taken again, in fresh environments. 0 for a transcript that no
+        rollout could have: other observations, or words after the end.
+
+        A rollout that has just been played brings its verdict along (`Episode`) and is not played again.
+
+        Raises:
+            ShapeError: different numbers of completions and rows.
+            DataError: a row lacks a column.
+        """
+        if len(completions) != len(rows):
+            raise ShapeError(f"{len(completions)} completions for {len(rows)} rows.", "Give one row per completion.")
+        verdicts = []
+        for index, (completion, row) in enumerate(zip(completions, rows, strict=True)):
+            try:
+                environment = self.environment(row)
+            except KeyError as error:
+                raise DataError(
+                    f"Row {index} has no column {error}.", f"Take rows from the task {self.name!r} itself."
+                ) from error
+            verdicts.append(replayed(environment, as_messages(completion), self.observer))
+        return verdicts
+
+
+def as_messages(completion: Completion) -> list[Message]:
+    """A transcript; text stands for a single action."""
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else list(completion)
+
+
+def actions(completion: Completion) -> list[str]:
+    """What the model wrote, turn by turn."""
+    return [message["content"] for message in as_messages(completion) if message["role"] == "assistant"]
+
+
+def replayed(environment: Environment, messages: Sequence[Message], observer: str) -> Verdict:
+    """The verdict after the actions of a transcript; 0 if the environment answers otherwise than it says."""
+    wrong = Verdict(0.0, detail="not a transcript of this environment")
+    expected: Message | None = None
+    done = False
+    try:
+        for message in messages:
+            if message["role"] == "assistant":
+                if done or expected is not None:
+                    return wrong
+                observation, done = environment.step(message["content"])
+                expected = None if done else {"role": observer, "content": observation}
+            elif message != expected:
+                return wrong
+            else:
+                expected = None
+        return environment.verdict()
+    except Exception as error:  # noqa: BLE001 (an environment may be anything; broken is not wrong)
+        return broken(error)
+
+
+def broken(error: Exception) -> Verdict:
+    """The verdict where the environment itself failed."""
+    return Verdict.error(f"the environment raised {error!r}")
+
+
+def scripted(environment: Environment, player: Callable[[str | None], str], observer: str = "user") -> list[Message]:
+    """The transcript of a scripted player, until the environment is done.
+
+    Args:
+        player: observation of the turn before (None at first) -> action.
+    """
+    messages: list[Message] = []
+    observation, done = None, False
+    while not done:
+        if observation is not None:
+            messages.append({"role": observer, "content": observation})
+        messages.append({"role": "assistant", "content": player(observation)})
+        observation, done = environment.step(messages[-1]["content"])
+    return messages
