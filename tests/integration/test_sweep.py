@@ -32,10 +32,10 @@ STUDY: dict[str, Any] = {
         "eval_k": 2,
         "eval_every": 0,
     },
-    "testbeds": {"reach": {"recipe": "reach", "settings": {"task": "sweep_task:Parted"}}},
+    "testbeds": {"reach": {"recipe": "reach"}},
     "methods": {"grpo": {"method": "grpo"}, "sc_grpo": {"method": "sc_grpo"}},
-    "tune": {"learning_rates": [3e-4, 3e-3], "seeds": [100], "settings": {"task_options": {"part": 0}}},
-    "final": {"seeds": [0, 1], "settings": {"task_options": {"part": 1}}},
+    "tune": {"learning_rates": [3e-4, 3e-3], "seeds": [100], "settings": {"task_options": {"eval_part": "tune"}}},
+    "final": {"seeds": [0, 1], "settings": {"task_options": {"eval_part": "final"}}},
 }
 RUNS = 2 * 2 + 2 * 2
 

@@ -34,7 +34,7 @@ RAW: dict[str, Any] = {
         "reach": {
             "recipe": "reach",
             "bases": {"a": {"model_name_or_path": "tiny"}, "b": {"model_name_or_path": "tiny-random"}},
-            "settings": {"task": "sweep_task:Parted", "max_steps": 5},
+            "settings": {"max_steps": 5},
         }
     },
     "methods": {"grpo": {"method": "grpo"}, "half": {"method": "sc_grpo", "credit_mix": 0.5}},
@@ -42,9 +42,9 @@ RAW: dict[str, Any] = {
         "learning_rates": ["6e-4", 1.5e-4],
         "seeds": [100, 101],
         "bases": ["a"],
-        "settings": {"task_options": {"part": 0}, "max_steps": 4},
+        "settings": {"task_options": {"eval_part": "tune"}, "max_steps": 4},
     },
-    "final": {"seeds": [0, 1], "more_seeds": {"grpo": [1, 2]}, "settings": {"task_options": {"part": 1}}},
+    "final": {"seeds": [0, 1], "more_seeds": {"grpo": [1, 2]}, "settings": {"task_options": {"eval_part": "final"}}},
 }
 
 
@@ -121,7 +121,7 @@ def test_a_study_that_cannot_be_is_refused_with_its_place(parts: dict[str, Any],
         ({"methods__half__dtype": "int7"}, "half: argument --dtype: invalid choice: 'int7'"),
         ({"testbeds__reach__recipe": "reech"}, "Did you mean 'reach'"),
         (
-            {"tune__settings__task_options": {"part": 1}},
+            {"tune__settings__task_options": {"eval_part": "final"}},
             "reach: 8 of the 8 problems that learning rates are tuned on",
         ),
         ({"final__settings__task_options": {"prt": 1}}, "has no option 'prt'"),
@@ -166,7 +166,7 @@ def test_every_combination_is_one_run_and_later_settings_win() -> None:
     parsed = parse_train(job.argv)
     assert (parsed.trainer.learning_rate, parsed.trainer.seed, parsed.trainer.max_steps) == (1.5e-4, 101, 4)
     assert (parsed.trainer.credit, parsed.trainer.credit_mix) == ("sc_grpo", 0.5)
-    assert parsed.run.task_settings == {"part": 0}
+    assert parsed.run.task_settings == {"eval_part": "tune"}
     assert (parsed.run.rollouts_every, parsed.run.compare_with) == (0, ["none"])
     assert job.settings == RAW["methods"]["half"]
     final = plan.final_jobs(("reach", "grpo"), 6e-4)
