@@ -11,13 +11,13 @@ from scgrpo.errors import ConfigError, ShapeError
 from scgrpo.evaluation.metrics import (
     Estimate,
     ProblemResult,
-    _t_quantile,
     avg_at_k,
     mean_over_problems,
     mean_pass_at_k,
     paired_difference,
     pass_at_k,
 )
+from scgrpo.stats import t_quantile
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_pass_at_k_needs_k_samples() -> None:
     ("freedom", "quantile"),
     [(1, 12.7062), (2, 4.3027), (3, 3.1824), (7, 2.3646), (29, 2.0452), (199, 1.9720), (100_000, 1.9600)],
 )
-def test_t_quantiles(freedom: int, quantile: float) -> None:
-    assert _t_quantile(freedom, 0.95) == pytest.approx(quantile, abs=6e-5)
+def testt_quantiles(freedom: int, quantile: float) -> None:
+    assert t_quantile(freedom, 0.95) == pytest.approx(quantile, abs=6e-5)
 
 
 def test_interval_of_unbounded_values_is_the_t_interval() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scgrpo.report.charts import Line, trailing_mean
+from scgrpo.report.charts import Bars, Chart, Difference, Forest, Line, Shape, trailing_mean
+from scgrpo.report.curves import draw_png
+from scgrpo.report.draw import COLOURS, INK, draw
 from scgrpo.report.heatmap import build_sections, choose, shift
 from scgrpo.report.shares import credit_shares
-from scgrpo.report.text import TOKEN_CLASSES, duration, estimate, number, token_class, visible
+from scgrpo.report.text import TOKEN_CLASSES, duration, estimate, number, shorten, token_class, visible
 from scgrpo.runs import RolloutRow
 
 
@@ -132,3 +135,40 @@ def test_estimates_and_durations() -> None:
 def test_line_without_values_has_no_ends() -> None:
     assert Line("x", 0, [], []).ends == "–"
     assert Line("x", 0, [1], [2.5]).ends == "2.5"
+
+
+def test_a_long_name_keeps_both_ends() -> None:
+    assert shorten("x" * 34) == "x" * 34
+    assert shorten("method-" + "x" * 80 + " †", 21) == "method-xxx…xxxxxxxx †"
+
+
+def test_a_forest_has_a_row_per_difference() -> None:
+    from matplotlib.colors import to_hex
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    rows = [Difference("dapo", (0.1, 0.05, 0.15), True), Difference("rlsd †", (0.0, -0.1, 0.1), False)]
+    rows.append(Difference("failed", (math.nan,) * 3, False))
+    draw(axes, Forest("f", "f", "Avg@k", rows, span=(-0.1, 0.4), margin=0.02))
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["dapo", "rlsd †", "failed"]
+    squares = [line for line in axes.lines if line.get_marker() == "s"]
+    assert [line.get_xdata()[0] for line in squares[:2]] == [0.1, 0.0]
+    assert [line.get_markerfacecolor() for line in squares] == [COLOURS[0], "none", "none"]
+    intervals = [(*path.vertices[:, 0], to_hex(c.get_color()[0])) for c in axes.collections for path in c.get_paths()]
+    assert intervals[:2] == [(0.05, 0.15, COLOURS[0]), (-0.1, 0.1, INK)]
+    assert axes.get_xlim() == pytest.approx((-0.12, 0.42)), "the span, and a little room"
+
+
+def test_charts_of_any_height_and_number_share_a_png(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    curve = Chart("c", "c", "nats", [Line("a", 0, [1.0, 2.0], [1.0, 2.0])], y_range=(0.0, 4.0))
+    bars = Bars("b", "b", "seconds", ["part"], {f"run {n}": [1.0] for n in range(12)})
+
+    def size(charts: list[Shape]) -> tuple[int, int]:
+        height, width, _ = imread(draw_png(charts, tmp_path / "out.png")).shape
+        return width, height
+
+    (width, low), (same, high) = size([curve]), size([bars])
+    assert width == same
+    assert size([curve, bars, curve, curve]) == (3 * width, high + low)

@@ -14,7 +14,7 @@ import pytest
 
 from scgrpo.errors import MissingExtraError, RunError, ShapeError
 from scgrpo.runs import SCHEMA_VERSION, RolloutRow, RunDirectory
-from scgrpo.runs.files import replace_text
+from scgrpo.runs.files import mend_last_line, replace_text
 
 
 def row(**changes: Any) -> RolloutRow:
@@ -145,6 +145,33 @@ def test_a_last_line_that_lacks_only_its_end_is_kept(run: RunDirectory) -> None:
     again = RunDirectory.create(run.path, on_exists="resume")
     again.log_metrics(2, {}, time_s=0)
     assert [record["step"] for record in again.metrics()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("last", "then"),
+    [
+        (b'{"step": 1}\n', b'{"step": 1}\n'),
+        (b'{"step": 1}', b'{"step": 1}\n'),
+        (b'{"ste', b""),
+        (b'{"ste\n', b""),
+        (b"\n", b"\n"),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", b"not JSON: it is not looked at\n"])
+def test_mending_looks_at_the_last_line_alone(tmp_path: Path, before: bytes, last: bytes, then: bytes) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(before + last)
+    mend_last_line(path)
+    assert path.read_bytes() == before + then
+
+
+def test_mending_what_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    mend_last_line(path)
+    assert not path.exists()
+    path.touch()
+    mend_last_line(path)
+    assert path.read_bytes() == b""
 
 
 def test_a_damaged_middle_line_names_file_and_line(run: RunDirectory) -> None:

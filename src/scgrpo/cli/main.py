@@ -40,6 +40,12 @@ def _report(argv: Sequence[str]) -> int:
     return report_command(argv)
 
 
+def _compare(argv: Sequence[str]) -> int:
+    from scgrpo.cli.compare import compare_command
+
+    return compare_command(argv)
+
+
 def _tiny(argv: Sequence[str]) -> int:
     from scgrpo.cli.tiny import tiny_command
 
@@ -57,6 +63,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "sweep": (_sweep, "train methods x seeds x learning rates x testbeds of one YAML, in parallel, resumable"),
     "eval": (_eval, "evaluate a model on a task: Avg@k and Pass@k with intervals"),
     "report": (_report, "write the HTML page (or --png curves) of a run"),
+    "compare": (_compare, "compare the methods of sweeps: differences with intervals, tests, curves, forest plot"),
     "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
     "testbed": (_testbed, "tasks with a known first error and fresh base models: `testbed list | build | show`"),
 }

@@ -7,7 +7,6 @@ numpy only.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scgrpo.errors import ConfigError, ShapeError
+from scgrpo.stats import t_interval, t_quantile
 
 Floats = NDArray[np.float64]
 
@@ -140,7 +140,7 @@ def mean_over_problems(values: ArrayLike, *, confidence: float = 0.95) -> Estima
     mean = float(kept.mean())
     if count == 1:
         return Estimate(mean, math.nan, math.nan, 1)
-    variance, quantile = float(kept.var(ddof=1)) / count, _t_quantile(count - 1, confidence)
+    variance, quantile = float(kept.var(ddof=1)) / count, t_quantile(count - 1, confidence)
     if kept.min() < 0 or kept.max() > 1:
         half = quantile * math.sqrt(variance)
         return Estimate(mean, mean - half, mean + half, count)
@@ -166,12 +166,7 @@ def paired_difference(a: Mapping[str, float], b: Mapping[str, float], *, confide
         )
     differences = np.array([b[problem] - a[problem] for problem in a], dtype=np.float64)
     differences = differences[~np.isnan(differences)]
-    count = len(differences)
-    if count < 2:
-        return Estimate(float(differences.mean()) if count else math.nan, math.nan, math.nan, count)
-    mean = float(differences.mean())
-    half = _t_quantile(count - 1, confidence) * float(differences.std(ddof=1)) / math.sqrt(count)
-    return Estimate(mean, mean - half, mean + half, count)
+    return Estimate(*t_interval(differences, confidence), len(differences))
 
 
 def _wilson(mean: float, size: float, quantile: float) -> tuple[float, float]:
@@ -179,15 +174,3 @@ def _wilson(mean: float, size: float, quantile: float) -> tuple[float, float]:
     center = (mean + square / 2) / (1 + square)
     half = math.sqrt(mean * (1 - mean) * square + square**2 / 4) / (1 + square)
     return max(0.0, center - half), min(1.0, center + half)
-
-
-@functools.lru_cache(maxsize=64)
-def _t_quantile(freedom: int, confidence: float) -> float:
-    """Two-sided quantile of Student's t. With t = sqrt(freedom) tan(u) its density is cos(u)^(freedom - 1)."""
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence is {confidence}.", "Give a number between 0 and 1, for example 0.95.")
-    # The density is negligible beyond 40 standard widths; a finer grid there keeps many degrees of freedom exact.
-    u = np.linspace(0.0, min(np.pi / 2, 40 / math.sqrt(freedom)), 200_001)
-    density = np.cos(u) ** (freedom - 1)
-    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(freedom) * math.tan(float(np.interp(confidence, mass / mass[-1], u)))

@@ -1,4 +1,4 @@
-"""What a chart holds, by shape. figures.py makes them from runs, draw.py draws them."""
+"""What a chart holds, by shape. figures.py and compare/charts.py make them, draw.py draws them."""
 
 from __future__ import annotations
 
@@ -67,11 +67,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Chart(Shape):
-    """Some curves over optimizer steps. `from_zero`: the axis starts there, so heights compare."""
+    """Some curves. `from_zero`: the axis starts there, so heights compare; `y_range`: both its ends."""
 
     lines: list[Line]
     log: bool = False
     from_zero: bool = False
+    x: str = "step"
+    y_range: tuple[float, float] | None = None
 
     @property
     def legend(self) -> list[Entry]:
@@ -130,6 +132,36 @@ class Changes(Shape):
     @property
     def rows(self) -> int:
         return len(self.changes) + len({c.task for c in self.changes})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row of a forest plot. `is_shown`: it is told from 0."""
+
+    label: str
+    estimate: Estimate
+    is_shown: bool
+
+
+@dataclass(frozen=True)
+class Forest(Shape):
+    """Differences with intervals. `span`: of the axis, so that several plots compare; `margin`: what would matter."""
+
+    differences: list[Difference]
+    span: tuple[float, float]
+    margin: float
+
+    @property
+    def legend(self) -> list[Entry]:
+        return []
+
+    @property
+    def has_data(self) -> bool:
+        return bool(self.differences)
+
+    @property
+    def rows(self) -> int:
+        return len(self.differences)
 
 
 @dataclass(frozen=True)

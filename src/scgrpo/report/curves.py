@@ -1,13 +1,12 @@
-"""Charts as pictures: SVG inside the page, all in one PNG, or a PNG each."""
+"""Charts as pictures: SVG inside a page, all in one PNG, or a PNG each."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scgrpo.errors import MissingExtraError, RunError
 from scgrpo.report.charts import Shape
@@ -16,6 +15,14 @@ from scgrpo.report.figures import build_figures
 from scgrpo.report.recorded import read_recorded
 from scgrpo.report.view import RunView, load_views
 from scgrpo.runs.files import replace_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Pixels = NDArray[np.uint8]  # [height, width, RGBA]
+
+_DPI = 150
 
 
 def write_png(run: Path, out: Path | None = None, beside: Sequence[Path] = ()) -> Path:
@@ -34,19 +41,7 @@ def write_png(run: Path, out: Path | None = None, beside: Sequence[Path] = ()) -
         MissingExtraError: matplotlib is not installed.
     """
     main, charts = _charts(run, beside)
-    matplotlib = _matplotlib()
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(charts))
-    lines = -(-len(charts) // columns)
-    width, height = 4.3, 2.5
-    out = main.run.png_path if out is None else Path(out)
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(width * columns, height * lines * 1.25), layout="constrained")
-        for index, chart in enumerate(charts):
-            _titled(figure.add_subplot(lines, columns, index + 1), chart)
-        replace_file(out, lambda file: figure.savefig(file, format="png", dpi=150))
-    return out
+    return draw_png(charts, main.run.png_path if out is None else Path(out))
 
 
 def write_pngs(run: Path, folder: Path, beside: Sequence[Path] = ()) -> list[Path]:
@@ -58,29 +53,43 @@ def write_pngs(run: Path, folder: Path, beside: Sequence[Path] = ()) -> list[Pat
         The files written.
     """
     _, charts = _charts(run, beside)
-    matplotlib = _matplotlib()
-    from matplotlib.figure import Figure
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for place, chart in enumerate(charts, start=1):
         name = re.sub(r"[^\w@-]+", "-", f"{chart.paper.replace('Fig. ', 'fig')} {chart.key}".strip())[:80]
-        with matplotlib.rc_context(RC):
-            width, height = size(chart)
-            figure = Figure(figsize=(width, height + 0.3 + 0.15 * len(chart.legend)), layout="constrained")
-            _titled(figure.add_subplot(), chart)
-            written.append(folder / f"{place:02d}-{name}.png")
-            replace_file(written[-1], partial(figure.savefig, format="png", dpi=200))
+        written.append(draw_png([chart], folder / f"{place:02d}-{name}.png"))
     return written
 
 
-def svg(chart: Shape, prefix: str) -> str:
-    """A chart as an `<svg>` element for an HTML page: no script, no address, ids that start with `prefix`.
+def draw_png(charts: Sequence[Shape], out: Path) -> Path:
+    """Charts with titles and legends, in up to three columns, as one PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    matplotlib = _matplotlib()
+    from matplotlib.image import imsave
+
+    columns = min(3, len(charts))
+    with matplotlib.rc_context(RC):
+        # Each a figure of its own: the time to lay out one figure grows with the square of its panels.
+        images = [_pixels(chart) for chart in charts]
+    lines = [_joined(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
+    replace_file(out, lambda file: imsave(file, _joined(lines, axis=0), format="png", dpi=_DPI))
+    return out
+
+
+def pictures(charts: Sequence[Shape], prefix: str) -> list[tuple[Shape, str]]:
+    """Charts, each with its `<svg>` element for an HTML page: no script, no address, ids that start with `prefix`.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    return [(chart, _svg(chart, f"{prefix}{index}")) for index, chart in enumerate(charts)]
+
+
+def _svg(chart: Shape, prefix: str) -> str:
     matplotlib = _matplotlib()
     from matplotlib.figure import Figure
 
@@ -92,23 +101,43 @@ def svg(chart: Shape, prefix: str) -> str:
     return _embeddable(buffer.getvalue(), prefix)
 
 
+def _pixels(chart: Shape) -> Pixels:
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width, height = size(chart)
+    lines = len(chart.legend)
+    figure = Figure(figsize=(width, height + 0.3 + 0.15 * lines), layout="constrained", dpi=_DPI)
+    draw(figure.add_subplot(), chart)
+    figure.suptitle(f"{chart.title}{f' ({chart.paper})' if chart.paper else ''}", fontsize=9, x=0.01, ha="left")
+    if lines:
+        figure.legend(fontsize=7, frameon=False, loc="outside lower left")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba()).copy()
+
+
+def _joined(images: Sequence[Pixels], axis: int) -> Pixels:
+    """Side by side (axis 1) or one below the other (axis 0), on white."""
+    import numpy as np
+
+    across = 1 - axis
+    longest = max(image.shape[across] for image in images)
+    padded = []
+    for image in images:
+        widths = [(0, 0), (0, 0), (0, 0)]
+        widths[across] = (0, longest - image.shape[across])
+        padded.append(np.pad(image, widths, constant_values=255))
+    return np.concatenate(padded, axis=axis)
+
+
 def _charts(run: Path, beside: Sequence[Path]) -> tuple[RunView, list[Shape]]:
     main, others, _ = load_views(Path(run), [Path(path) for path in beside])
     charts = [chart for part in build_figures(main, others, read_recorded(main)) for chart in part.charts]
     if not charts:
         raise RunError(f"{run} has neither metrics nor evaluations to draw.", "Log at least one step first.")
     return main, charts
-
-
-def _titled(axes: Any, chart: Shape) -> None:
-    draw(axes, chart)
-    axes.set_title(f"{chart.title}{f' ({chart.paper})' if chart.paper else ''}", fontsize=9, loc="left")
-    handles, names = axes.get_legend_handles_labels()
-    for twin in axes.get_shared_x_axes().get_siblings(axes):
-        if twin is not axes:
-            more, further = twin.get_legend_handles_labels()
-            handles, names = handles + more, names + further
-    axes.legend(handles, names, fontsize=7, frameon=False)
 
 
 def _embeddable(document: str, prefix: str) -> str:

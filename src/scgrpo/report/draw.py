@@ -6,7 +6,8 @@ import itertools
 import math
 from typing import Any
 
-from scgrpo.report.charts import Bars, Change, Changes, Chart, Line, Shape, Weighting, trailing_mean
+from scgrpo.report.charts import Bars, Change, Changes, Chart, Forest, Line, Shape, Weighting, trailing_mean
+from scgrpo.report.text import shorten
 
 # Drawn in these colours; in the page each becomes a CSS variable, so that it can follow a dark theme.
 INK, FAINT = "#1d2329", "#c9ced4"
@@ -30,7 +31,6 @@ RC = {
 _SIZE = (4.3, 2.5)  # inches
 _ROW = 0.3  # inches, of a chart that is a list
 _SMALLEST_D = 1e-6  # nats; the log axis ends here, zeros are drawn on it
-_LONGEST_NAME = 22  # characters, of a row
 
 
 def size(chart: Shape) -> tuple[float, float]:
@@ -55,6 +55,8 @@ def draw(axes: Any, chart: Shape) -> None:
             _bars(axes, chart)
         case Changes():
             _changes(axes, chart)
+        case Forest():
+            _forest(axes, chart)
         case Weighting():
             _weighting(axes, chart)
         case _:
@@ -70,10 +72,15 @@ def _curves(axes: Any, chart: Chart) -> None:
         _line(axes, line, floor=_SMALLEST_D if chart.log else None)
     if chart.from_zero:
         axes.set_ylim(bottom=0)
-    axes.set_xlabel("step")
+    if chart.y_range is not None:
+        axes.set_ylim(*chart.y_range)
+    axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.unit)
     axes.grid(axis="y", linewidth=0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if chart.x != "step":
+        _few_ticks(axes)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _line(axes: Any, line: Line, floor: float | None) -> None:
@@ -108,7 +115,7 @@ def _bars(axes: Any, chart: Bars) -> None:
         widths = [values[index] for values in chart.values.values()]
         axes.barh(places, widths, left=left, height=0.6, color=line_style(index)[0], label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(places, [_short(name) for name in chart.values])
+    axes.set_yticks(places, [shorten(name) for name in chart.values])
     axes.invert_yaxis()
     axes.set_xlabel(chart.unit)
     axes.grid(axis="x", linewidth=0.5)
@@ -126,7 +133,7 @@ def _changes(axes: Any, chart: Changes) -> None:
             named.add(change.run)
             place += 1
         place += 1
-    axes.set_yticks(ticks, [_short(task) for task in tasks])
+    axes.set_yticks(ticks, [shorten(task) for task in tasks])
     axes.set_ylim(place - 1.3, -0.7)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel(chart.unit)
@@ -145,6 +152,30 @@ def _change(axes: Any, change: Change, place: float, label: str | None) -> None:
             value, low, high = end
             axes.hlines(y, low, high, color=colour, linewidth=1)
             axes.plot([value], [y], "o", color=colour, markerfacecolor=face, markersize=4)
+
+
+def _forest(axes: Any, chart: Forest) -> None:
+    """Filled: shown. Grey: within the margin."""
+    axes.axvspan(-chart.margin, chart.margin, color=FAINT, alpha=0.35, linewidth=0)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for y, row in enumerate(chart.differences):
+        value, low, high = row.estimate
+        colour, face = (COLOURS[0], COLOURS[0]) if row.is_shown else (INK, "none")
+        axes.hlines(y, low, high, color=colour, linewidth=1.4)
+        axes.plot([value], [y], "s", color=colour, markerfacecolor=face, markersize=4.5)
+    axes.set_yticks(range(len(chart.differences)), [shorten(row.label) for row in chart.differences])
+    axes.set_ylim(len(chart.differences) - 0.4, -0.6)
+    low, high = chart.span
+    room = 0.04 * (high - low or 1.0)
+    axes.set_xlim(low - room, high + room)
+    axes.set_xlabel(chart.unit)
+    axes.grid(axis="x", linewidth=0.5)
+    _few_ticks(axes)
+
+
+def _few_ticks(axes: Any) -> None:
+    """An x axis of long numbers, none of which overlap."""
+    axes.xaxis.get_major_locator().set_params(nbins=5, prune="upper")
 
 
 def _weighting(axes: Any, chart: Weighting) -> None:
@@ -173,7 +204,3 @@ def _weighting(axes: Any, chart: Weighting) -> None:
     shown = [10.0**e for e in decades if e % 2 == 0]
     axes.set_xticks(shown, [f"≤ {shown[0]:g}", *(f"{tick:g}" for tick in shown[1:])])  # the first bin takes the rest
     axes.set_xticks([], minor=True)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

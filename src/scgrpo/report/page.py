@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scgrpo.errors import MissingExtraError
 from scgrpo.report import paper, summary
-from scgrpo.report.charts import Shape
-from scgrpo.report.curves import svg
-from scgrpo.report.draw import line_style
-from scgrpo.report.figures import Figure, build_figures
+from scgrpo.report.curves import pictures
+from scgrpo.report.figures import build_figures
 from scgrpo.report.heatmap import LEVELS, build_sections
 from scgrpo.report.recorded import read_recorded
+from scgrpo.report.rendering import render
 from scgrpo.report.tables import build_tables, model_name, tables_csv
-from scgrpo.report.text import number
 from scgrpo.report.timing import baseline, paper_rows, time_rows
 from scgrpo.report.view import RunView, load_views, load_views_apart
 from scgrpo.runs.files import replace_text
@@ -92,7 +88,7 @@ def _content(main: RunView, others: list[RunView], notes: list[str]) -> dict[str
         "paper_times": paper_rows(),
         "plain": getattr(baseline(views), "label", ""),
         "figures": {figure.key: figure for figure in figures},
-        "pictures": {figure.key: _pictures(figure) for figure in figures},
+        "pictures": {figure.key: pictures(figure.charts, figure.key) for figure in figures},
         "sections": build_sections(recorded.ends),
         "levels": range(LEVELS),
         "shares": recorded.shares,
@@ -104,11 +100,6 @@ def _content(main: RunView, others: list[RunView], notes: list[str]) -> dict[str
         "config": summary.config_text(main),
         "files": _files(main),
     }
-
-
-def _pictures(figure: Figure) -> list[tuple[Shape, str]]:
-    """Charts, each with its picture."""
-    return [(chart, svg(chart, f"{figure.key}{index}")) for index, chart in enumerate(figure.charts)]
 
 
 def _files(view: RunView) -> list[tuple[str, str]]:
@@ -123,33 +114,3 @@ def _files(view: RunView) -> list[tuple[str, str]]:
         "model/": "the trained model",
     }
     return [(name, text) for name, text in counts.items() if (run.path / name).exists()]
-
-
-def render(name: str, content: Mapping[str, Any]) -> str:
-    """A page from a template of the package.
-
-    Raises:
-        MissingExtraError: jinja2 is not installed.
-    """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "The report is made with jinja2, which is not installed.", 'Install it: pip install "scgrpo[report]".'
-        ) from error
-    templates = files("scgrpo.report") / "templates"
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(lambda wanted: (templates / wanted).read_text(encoding="utf-8")),
-    )
-    environment.filters |= {
-        "number": number,
-        "percent": summary.percent,
-        "dashes": lambda style: line_style(style)[1],
-    }
-    style = Markup((templates / "report.css").read_text(encoding="utf-8"))
-    return environment.get_template(name).render(content, style=style)

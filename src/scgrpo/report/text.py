@@ -42,6 +42,12 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def shorten(name: str, longest: int = 34) -> str:
+    """A name short enough for a picture: its middle left out."""
+    half = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
+
+
 def visible(text: str) -> str:
     """Text in which spaces, line ends and characters without a shape of their own can be seen.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -116,12 +117,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def mend_last_line(path: Path) -> None:
-    """Make a JSONL file ready for appending: end a whole last line, drop one that was cut short."""
+    """Make a JSONL file ready for appending: end a whole last line, drop one that was cut short.
+
+    Only that line is read: sweeps call this before each of thousands of lines.
+    """
     if not path.exists() or not path.stat().st_size:
         return
-    read = read_json_lines(path)
-    if read.damage or not path.read_bytes().endswith(b"\n"):
-        write_lines(path, read.lines)
+    with path.open("r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            is_ended = data[-1:] == b"\n"
+            start = data.rfind(b"\n", 0, len(data) - is_ended) + 1
+            last = data[start:]
+        if last.strip() and _parse(last) is None:
+            file.truncate(start)
+        elif not is_ended:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
 
 
 def write_lines(path: Path, lines: list[bytes]) -> None:
