@@ -95,7 +95,9 @@ for _testbed in (
         "style",
         "three decisions among much free text, in styles and orders that no demonstration settles",
         # No schooling: there are habits to unlearn, and no rule to be remembered.
-        Recipe((Subject(StyleTask(), skill=0.0),), steps=700, schooling_skill=0.0, kind_shares=_MORE_SHOWN),
+        Recipe(
+            (Subject(StyleTask(), skill=0.0),), steps=700, schooling_skill=0.0, kind_shares=_MORE_SHOWN, mismatch=0.15
+        ),
     ),
 ):
     register_testbed(_testbed)
