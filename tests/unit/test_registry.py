@@ -36,7 +36,8 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_tasks() -> None:
-    assert task_names() == ["countdown", "dapo_math", "gsm8k", "math", "reach"]
+    built_in = ["countdown", "countdown-undo", "dapo_math", "gsm8k", "math", "reach", "style"]
+    assert task_names() == built_in
     for name in task_names():
         task = get_task(name)
         assert task.name == name
