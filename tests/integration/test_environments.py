@@ -81,9 +81,10 @@ def test_observations_are_masked_and_demonstrations_are_transcripts(walker: Path
     longest = max(rows, key=lambda row: len(row.tokens))
     assert longest.completion.startswith(f"assistant: {longest.tokens[0]}\nuser: ")
     scored = [row for row in rows if row.token_kl is not None]
-    assert scored, "with this seed some rollouts are re-scored"
+    assert any("\nuser: " in row.demonstration_text for row in scored), "some rollouts are re-scored"
     for row in scored:
-        assert row.demonstration_text.startswith("assistant: ")
+        single = len(row.demonstration_text.split()) == 1  # lost with its first move
+        assert single or row.demonstration_text.startswith("assistant: ")
         assert " ".join(row.demonstration_text.split()) in row.teacher_prompt
         assert "<unk>" not in row.teacher_prompt
     assert [record["label"] for record in run.evals()] == ["before", "after"]
