@@ -14,7 +14,6 @@ from scgrpo.errors import ScgrpoError
 from scgrpo.tiny.measure import PassRates
 from scgrpo.tiny.recipe import Recipe
 
-MIN_VERIFIED = 0.75
 # How much better than plain a wrong demonstration may measure, by chance.
 WRONG_TOLERANCE = 0.03
 MAX_LOGIT_DIFFERENCE = 1e-5
@@ -118,9 +117,9 @@ def missed_bands(recipe: Recipe, pass_rates: Mapping[str, PassRates]) -> tuple[s
         rates = pass_rates[name]
         if not low <= rates.plain <= high:
             missed.append(f"{name}: plain pass rate {rates.plain:.3f} is outside {low} to {high}.")
-        if rates.verified < MIN_VERIFIED:
+        if rates.verified < subject.verified_min:
             missed.append(
-                f"{name}: pass rate {rates.verified:.3f} with a correct demonstration is below {MIN_VERIFIED}."
+                f"{name}: pass rate {rates.verified:.3f} with a correct demonstration is below {subject.verified_min}."
             )
         if rates.wrong > rates.plain + WRONG_TOLERANCE:
             missed.append(
