@@ -174,3 +174,15 @@ def test_only_the_oracle_searches_for_first_errors(
     known = sum(step["credit/first_error_known_frac"] for step in steps) / 2
     assert 0.2 < known <= 1
     assert 30 < failed < 64
+
+
+def test_recovering_documents_stray_from_their_demonstration() -> None:
+    testbed = get_testbed("reach-recover")
+    recipe = replace(testbed.recipe, kind_shares={"verified": 1.0}, follow=1.0, recover=0.5)
+    repeated = 0
+    for document in Documents(recipe, seed=0).batch(400):
+        shown = document.messages[0]["content"].removeprefix("verified ")
+        repeated += document.completion == shown
+        # It is right, begins as the demonstration does or strays at once, and ends at the same number.
+        assert document.completion.split(" ")[-1] == shown.split(" ")[-1]
+    assert 170 < repeated < 230

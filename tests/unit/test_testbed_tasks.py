@@ -12,28 +12,28 @@ from scgrpo.errors import ConfigError
 from scgrpo.tasks.countdown import CountdownTask
 from scgrpo.tasks.countdown_undo import MAX_UNDOS, CountdownUndoTask
 from scgrpo.tasks.reach import ReachTask
-from scgrpo.tasks.style import STYLES, StyleTask, bin_of, habit
+from scgrpo.tasks.style import STYLES, StyleTask, bin_of
 
 STYLE, UNDO = StyleTask(), CountdownUndoTask()
 
 
-RIGHT = "so ok 7 red now then so so 2 green ok yes now ok 9 red so so"
+RIGHT = "so ok 7 blue now then so so 2 red ok yes now ok 9 green so so"
 
 
 @pytest.mark.parametrize(
     ("completion", "first_error"),
     [
         (RIGHT, None),
-        ("qed so 9 red ok let so ok 7 red ok ok ok ok 2 green ok gladly", None),
+        ("qed so 9 green ok let so ok 7 blue ok ok ok ok 2 red ok gladly", None),
         ("", 0),
-        (RIGHT.replace("green", "blue"), 9),
+        (RIGHT.replace("blue", "red"), 3),
         (RIGHT.replace("9", "8"), 14),  # not one of the numbers
         (RIGHT.replace("9", "7"), 14),  # sorted already
-        (RIGHT.replace("2 green", "green 2"), 8),
+        (RIGHT.replace("2 red", "red 2"), 8),
         (RIGHT.replace("ok 7", "7 ok"), 1),
         (RIGHT.removesuffix(" so"), 17),
         (f"{RIGHT} so", 18),  # one word too many
-        (RIGHT.replace("so 2 green", "<user> 2 green"), 7),
+        (RIGHT.replace("so 2 red", "<user> 2 red"), 7),
     ],
 )
 def test_style(completion: str, first_error: int | None) -> None:
@@ -58,20 +58,14 @@ def test_style_solutions_follow_the_content_and_not_the_style(seed: int) -> None
     assert len(attempt) < STYLE.max_completion_length
 
 
-def test_style_attempts_follow_habits_each_by_itself() -> None:
+def test_style_attempts_err_in_each_bin_by_itself() -> None:
     rng, row = random.Random(0), STYLE.row((2, 7, 9, 4))
-    right = dict.fromkeys(row["numbers"], 0)
+    wrong = [0] * 4
     for _ in range(2000):
         decisive = [word for word in STYLE.attempt(row, rng).split(" ") if word not in STYLE.free_words]
-        for number, name in zip(map(int, decisive[::2]), decisive[1::2], strict=True):
-            assert name in (bin_of(number, 4), habit(number, 4)[0])
-            right[number] += name == bin_of(number, 4)
-    assert all(abs(count / 2000 - habit(number, 4)[1]) < 0.05 for number, count in right.items())
-    entries = [(number, key) for number in range(12) for key in range(6)]
-    assert all(habit(*entry)[0] != bin_of(*entry) and 0.4 <= habit(*entry)[1] <= 1 for entry in entries)
-    rng = random.Random(1)
-    passed = [STYLE.is_correct(STYLE.attempt(row, rng), row) for row in STYLE.rows("eval", 400)]
-    assert 0.25 < sum(passed) / 400 < 0.4
+        wrong[sum(bin_of(int(n), 4) != b for n, b in zip(decisive[::2], decisive[1::2], strict=True))] += 1
+    expected = [8 / 27, 12 / 27, 6 / 27, 1 / 27]  # three decisions, each right two times in three
+    assert all(abs(count / 2000 - share) < 0.05 for count, share in zip(wrong, expected, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,18 @@
 """Style: sort three numbers into three bins, amid words that mean nothing.
 
     prompt      style 2 7 9 > 4
-    completion  so ok 7 red now then so so 2 green ok yes now ok 9 red so so
+    completion  so ok 7 blue now then so so 2 red ok yes now ok 9 green so so
 
-Which bin a number belongs into depends on the key, the prompt's last number, by an arbitrary table. Numbers may come
-in any order. Two free words stand before each number and two behind its bin, of three styles: which ones does not
-matter to the verifier. Six words decide, twelve do not, and no demonstration can tell which free word is next. Their
-number is fixed, as a decision could otherwise be put off for ever.
-
-An attempt follows habits: for every entry of the table it has a wrong bin of its own, and how often it takes that one
-differs from entry to entry. So there is no rule that a model could remember: each habit has to be unlearnt by itself.
+A number belongs into the bin (number + key) modulo 3, the key being the prompt's last number. Numbers may come in any
+order. Two free words stand before each number and two behind its bin, of three styles: which ones, the verifier does
+not care. Six words decide, twelve do not, and no demonstration can tell which free word is next. The number of free
+words is fixed, as a decision could otherwise be put off for ever.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Container, Mapping, Sequence
-from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -26,7 +21,7 @@ from scgrpo.tasks.procedural import Problem, ProceduralTask, user_prompt
 
 NUM_NUMBERS = 3
 MAX_NUMBER = 11
-MAX_KEY = 5
+MAX_KEY = 8
 BINS = ("red", "green", "blue")
 STYLES: tuple[tuple[str, ...], ...] = (
     ("so", "ok", "now", "then", "next", "yes"),
@@ -37,30 +32,17 @@ _NUMBERS = tuple(str(number) for number in range(MAX_NUMBER + 1))
 # What stands where: free words (.), a number (n), its bin (b).
 _CLAUSE = "..nb.."
 FORM = _CLAUSE * NUM_NUMBERS
-# How often an attempt takes the right bin: least and most, by entry.
-_CARE = (0.4, 1.0)
+# How often an attempt looks at the rule.
+_CARE = 0.5
 
 
 def bin_of(number: int, key: int) -> str:
     """Where a number belongs."""
-    return BINS[_entry(number, key)[0] % len(BINS)]
-
-
-def habit(number: int, key: int) -> tuple[str, float]:
-    """The wrong bin that attempts take, and how often they take the right one instead."""
-    entry = _entry(number, key)
-    wrong = [name for name in BINS if name != bin_of(number, key)]
-    least, most = _CARE
-    return wrong[entry[1] % len(wrong)], least + (most - least) * entry[2] / 255
-
-
-@cache
-def _entry(number: int, key: int) -> bytes:
-    return hashlib.sha256(f"style {number} {key}".encode()).digest()
+    return BINS[(number + key) % len(BINS)]
 
 
 class StyleTask(ProceduralTask):
-    """Three numbers up to 11 in ascending order and a key up to 5: 1320 problems. Columns: `numbers`, `key`."""
+    """Three numbers up to 11 in ascending order and a key up to 8: 1980 problems. Columns: `numbers`, `key`."""
 
     name = "style"
     words = ("style", ">", *BINS, *(word for style in STYLES for word in style), *_NUMBERS)
@@ -101,12 +83,14 @@ class StyleTask(ProceduralTask):
         return True
 
     def attempt(self, row: Mapping[str, Any], rng: random.Random) -> str:
-        """The right form with bins by habit, each for itself."""
-        bins = {}
-        for number in row["numbers"]:
-            wrong, care = habit(number, row["key"])
-            bins[number] = bin_of(number, row["key"]) if rng.random() < care else wrong
-        return _written(bins, rng)
+        """The right form with bins that are often guessed, each for itself."""
+        return _written(
+            {
+                number: bin_of(number, row["key"]) if rng.random() < _CARE else rng.choice(BINS)
+                for number in row["numbers"]
+            },
+            rng,
+        )
 
     def solution(self, row: Mapping[str, Any], rng: random.Random) -> str:
         return _written({number: bin_of(number, row["key"]) for number in row["numbers"]}, rng)
@@ -117,16 +101,16 @@ class StyleTask(ProceduralTask):
         return _written(dict(zip(map(int, decisive[::2]), decisive[1::2], strict=True)), rng)
 
     def canned(self) -> Canned:
-        right = "so ok 7 red now then so so 2 green ok yes now ok 9 red so so"
+        right = "so ok 7 blue now then so so 2 red ok yes now ok 9 green so so"
         return Canned(
             row=self.row((2, 7, 9, 4)),
-            right=(right, "qed ok 9 red now thus let so 2 green ok ok now ok 7 red so gladly"),
+            right=(right, "qed ok 9 green now thus let so 2 red ok ok now ok 7 blue so gladly"),
             wrong=(
-                right.replace("green", "blue"),
-                right.replace("2 green", "green 2"),
+                right.replace("red", "blue"),
+                right.replace("2 red", "red 2"),
                 right.removesuffix(" so"),
                 f"{right} so",
-                "7 red 2 green 9 red",
+                "7 blue 2 red 9 green",
             ),
         )
 

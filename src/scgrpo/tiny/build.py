@@ -117,10 +117,8 @@ def missed_bands(recipe: Recipe, pass_rates: Mapping[str, PassRates]) -> tuple[s
         rates = pass_rates[name]
         if not low <= rates.plain <= high:
             missed.append(f"{name}: plain pass rate {rates.plain:.3f} is outside {low} to {high}.")
-        if rates.verified < subject.verified_min:
-            missed.append(
-                f"{name}: pass rate {rates.verified:.3f} with a correct demonstration is below {subject.verified_min}."
-            )
+        if rates.verified < (least := subject.verified_min):
+            missed.append(f"{name}: pass rate {rates.verified:.3f} with a correct demonstration is below {least}.")
         if rates.wrong > rates.plain + WRONG_TOLERANCE:
             missed.append(
                 f"{name}: pass rate {rates.wrong:.3f} with a wrong demonstration is above the plain "

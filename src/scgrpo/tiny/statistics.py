@@ -119,7 +119,7 @@ def _rollouts(
 
 def _of_evidence(
     model: Any, tokenizer: Any, groups: Sequence[Sequence[_Rollout]], rng: random.Random
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The fields of `Statistics` that come from the conditioned pass."""
     shown = []
     for group in groups:

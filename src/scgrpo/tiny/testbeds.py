@@ -41,7 +41,7 @@ class Testbed:
         return subject.task
 
 
-# Looking up what a demonstration says amid free words takes more practice.
+# Looking up what a demonstration says amid free words takes more practice, and so does being careless beside one.
 _MORE_SHOWN: dict[Kind, float] = {"plain": 0.42, "verified": 0.42, "attempt": 0.16}
 
 TESTBEDS: dict[str, Testbed] = {}
@@ -95,8 +95,7 @@ for _testbed in (
     Testbed(
         "style",
         "three decisions among much free text, in styles and orders that no demonstration settles",
-        # No schooling: there are habits to unlearn, and no rule to be remembered.
-        Recipe((Subject(StyleTask(), skill=0.0),), steps=700, schooling_skill=0.0, kind_shares=_MORE_SHOWN),
+        Recipe((Subject(StyleTask(), skill=0.1),), steps=1000, schooling_frac=0.55, kind_shares=_MORE_SHOWN),
     ),
     Testbed(
         "maze",
