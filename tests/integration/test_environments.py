@@ -18,7 +18,7 @@ from scgrpo.tasks.environment import EPISODE
 from scgrpo.tasks.maze import MOVES, MazeTask
 from scgrpo.tasks.procedural import Problem
 from scgrpo.tiny.build import build
-from scgrpo.tiny.recipe import Subject
+from scgrpo.tiny.recipe import Shape, Subject
 from scgrpo.tiny.testbeds import get_testbed
 
 FAST = [
@@ -52,7 +52,8 @@ def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dataclasses import replace
 
     folder = tmp_path_factory.mktemp("walker")
-    recipe = replace(get_testbed("maze").recipe, subjects=(Subject(EasyMaze(), skill=0.3),), steps=60)
+    small = Shape(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    recipe = replace(get_testbed("maze").recipe, subjects=(Subject(EasyMaze(), skill=0.3),), steps=70, shape=small)
     build(recipe, folder, seed=0, num_samples=1, progress=lambda _: None)
     return folder
 
@@ -81,9 +82,10 @@ def test_observations_are_masked_and_demonstrations_are_transcripts(walker: Path
     longest = max(rows, key=lambda row: len(row.tokens))
     assert longest.completion.startswith(f"assistant: {longest.tokens[0]}\nuser: ")
     scored = [row for row in rows if row.token_kl is not None]
-    assert scored, "with this seed some rollouts are re-scored"
+    assert any("\nuser: " in row.demonstration_text for row in scored), "some rollouts are re-scored"
     for row in scored:
-        assert row.demonstration_text.startswith("assistant: ")
+        single = len(row.demonstration_text.split()) <= 1  # lost with its first move
+        assert single or row.demonstration_text.startswith("assistant: ")
         assert " ".join(row.demonstration_text.split()) in row.teacher_prompt
         assert "<unk>" not in row.teacher_prompt
     assert [record["label"] for record in run.evals()] == ["before", "after"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import pytest
 import torch
 
 from scgrpo.cli.main import main
+from scgrpo.evaluation.episodes import Chat, play
+from scgrpo.tasks.environment import actions
+from scgrpo.tasks.maze import MazeTask
 from scgrpo.tasks.reach import ReachTask
 from scgrpo.tiny import tiny_model_path
 from scgrpo.tiny.documents import conditioned
 from scgrpo.tiny.statistics import _evidence, _rank, _Rollout, _rollouts, statistics
 from scgrpo.tiny.testbeds import TESTBEDS, Testbed, get_testbed
+from scgrpo.tiny.train import make_model
 from scgrpo.tiny.vocabulary import prompt_text
 
 
@@ -42,7 +47,7 @@ def test_statistics_of_the_shipped_model(model: Any, tokenizer: Any) -> None:
     found = statistics(model, tokenizer, task, seed=1)
     groups = _rollouts(model, tokenizer, task, task.rows("eval"), 1)
     flat = [rollout for group in groups for rollout in group]
-    scores = [v.score for v in task.verify([r.text for r in flat], [r.row for r in flat])]
+    scores = [v.score for v in task.verify([r.completion for r in flat], [r.row for r in flat])]
     assert [r.first_error is None for r in flat] == [score == 1 for score in scores]
     assert found.num_problems == 25
     assert found.pass_at_1 == pytest.approx(sum(scores) / 200)
@@ -62,8 +67,8 @@ def test_statistics_of_the_shipped_model(model: Any, tokenizer: Any) -> None:
 def test_d_and_entropy_are_those_of_the_whole_logits(model: Any, tokenizer: Any) -> None:
     row = ReachTask().row((5, 24))
     ids = [*tokenizer("inc7 12 neg 19")["input_ids"], tokenizer.eos_token_id]
-    other = _Rollout(row, [*tokenizer("dbl 10")["input_ids"]], "dbl 10", 2)
-    rollout, shown = _Rollout(row, ids, "inc7 12 neg 19", 4), "inc7 12 dbl 24"
+    other = _Rollout(row, [*tokenizer("dbl 10")["input_ids"]], [True] * 2, "dbl 10", 2)
+    rollout, shown = _Rollout(row, ids, [True] * len(ids), "inc7 12 neg 19", 4), "inc7 12 dbl 24"
     kl, entropy, mask = _evidence(model, tokenizer, [(other, shown), (rollout, shown)])
     logps = []
     for messages in (row["prompt"], conditioned(row, "verified", shown)):
@@ -100,3 +105,37 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["testbed", "show", "few"]) == 0
     table = capsys.readouterr().out
     assert f"{record['pass_at_1']:.3f} / {record['pass_at_8']:.3f}" in table
+
+
+def test_rollouts_of_conversations_count_what_the_model_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Aimless walks in the maze: positions of first errors, and D where the model wrote alone."""
+    recipe = get_testbed("maze").recipe
+    tokenizer, task, rng = recipe.vocabulary.tokenizer(), MazeTask(), random.Random(0)
+    ids = recipe.vocabulary.ids
+
+    def walks(model: Any, tokenizer: Any, task: Any, rows: Any, prompts: Any, max_tokens: int, **_: Any) -> Any:
+        moves = [iter(actions(task.attempt(row, rng))) for row in rows]
+
+        def turn(playing: Any, *_: Any) -> list[list[int]]:
+            return [[ids[next(moves[row])], ids["<eos>"]] for row in playing]
+
+        return play(task, rows, prompts, Chat(tokenizer, {ids["<eos>"]}), turn, max_tokens)[1]
+
+    monkeypatch.setattr("scgrpo.tiny.statistics.converse", walks)
+    torch.manual_seed(0)
+    model, rows = make_model(recipe).eval(), task.rows("eval", 6)
+    rollouts = [rollout for group in _rollouts(model, tokenizer, task, rows, seed=0) for rollout in group]
+    wrong = [rollout for rollout in rollouts if rollout.first_error is not None]
+    assert 0 < len(wrong) < len(rollouts)
+    for rollout in rollouts:
+        (number,) = task.first_errors([rollout.completion], [rollout.row])
+        assert (number is None) == (rollout.first_error is None)
+    for rollout in wrong:
+        (number,) = task.first_errors([rollout.completion], [rollout.row])
+        assert rollout.own[rollout.first_error]
+        assert rollout.own[: rollout.first_error].count(False) == 3 * number
+    way = task.solution(rows[0], rng)
+    token_kl, _, mask = _evidence(model, tokenizer, [(rollout, way) for rollout in rollouts])
+    assert mask.sum() == sum(sum(rollout.own) for rollout in rollouts)
+    assert (token_kl[mask] > 0).any()
+    assert not token_kl[~mask].any()

@@ -14,7 +14,6 @@ from scgrpo.errors import ScgrpoError
 from scgrpo.tiny.measure import PassRates
 from scgrpo.tiny.recipe import Recipe
 
-MIN_VERIFIED = 0.75
 # How much better than plain a wrong demonstration may measure, by chance.
 WRONG_TOLERANCE = 0.03
 MAX_LOGIT_DIFFERENCE = 1e-5
@@ -118,10 +117,8 @@ def missed_bands(recipe: Recipe, pass_rates: Mapping[str, PassRates]) -> tuple[s
         rates = pass_rates[name]
         if not low <= rates.plain <= high:
             missed.append(f"{name}: plain pass rate {rates.plain:.3f} is outside {low} to {high}.")
-        if rates.verified < MIN_VERIFIED:
-            missed.append(
-                f"{name}: pass rate {rates.verified:.3f} with a correct demonstration is below {MIN_VERIFIED}."
-            )
+        if rates.verified < (least := subject.verified_min):
+            missed.append(f"{name}: pass rate {rates.verified:.3f} with a correct demonstration is below {least}.")
         if rates.wrong > rates.plain + WRONG_TOLERANCE:
             missed.append(
                 f"{name}: pass rate {rates.wrong:.3f} with a wrong demonstration is above the plain "

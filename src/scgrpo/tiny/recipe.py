@@ -22,11 +22,13 @@ class Subject:
         share: probability that a document is about this task.
         skill: probability that a careless document's imperfect solution is meant to be correct.
         plain_band: lowest and highest plain pass rate that the model is meant to have.
+        verified_min: lowest pass rate with a correct demonstration that it is meant to have.
     """
 
     task: ProceduralTask = field(repr=False)
     skill: float
     plain_band: tuple[float, float] = (0.2, 0.5)
+    verified_min: float = field(default=0.75, repr=False)  # it decides no weights
     share: float = 1.0
 
 

@@ -101,7 +101,7 @@ for _testbed in (
         "maze",
         "a game of many turns: lava is fatal at once, a wrong way only when the moves run out",
         Recipe(
-            (Subject(MazeTask(), skill=0.45),),
+            (Subject(MazeTask(), skill=0.45, plain_band=(0.15, 0.5), verified_min=0.6),),
             steps=400,
             kind_shares={"plain": 0.45, "verified": 0.47, "attempt": 0.08},
             recover=0.15,
