@@ -89,7 +89,7 @@ for _testbed in (
     Testbed(
         "countdown-undo",
         "the same with an `undo`: a wrong step is made good by taking it back, which the base has seen",
-        Recipe((Subject(CountdownUndoTask(), skill=0.8),), steps=800, recover=0.3),
+        Recipe((Subject(CountdownUndoTask(), skill=0.8),), steps=1200, recover=0.3),
     ),
     Testbed(
         "style",
