@@ -85,12 +85,12 @@ for _testbed in (
     Testbed(
         "countdown",
         "three numbers into a target: a wrong first step is fatal, what follows is arithmetic",
-        Recipe((Subject(CountdownTask(), skill=0.65),), steps=800),
+        Recipe((Subject(CountdownTask(), skill=0.8),), steps=800),
     ),
     Testbed(
         "countdown-undo",
         "the same with an `undo`: a wrong step is made good by taking it back, which the base has seen",
-        Recipe((Subject(CountdownUndoTask(), skill=0.65),), steps=800, recover=0.3),
+        Recipe((Subject(CountdownUndoTask(), skill=0.8),), steps=800, recover=0.3),
     ),
     Testbed(
         "style",
