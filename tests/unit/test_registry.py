@@ -64,7 +64,9 @@ def test_own_tasks_by_name_and_by_import_path(tmp_path: Path, monkeypatch: pytes
 
 
 def test_unknown_names_and_options_say_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"no task 'gsm8'. Did you mean 'gsm8k'\?.*Known: countdown, countdown-undo"):
+    with pytest.raises(
+        ConfigError, match=r"no task 'gsm8'. Did you mean 'gsm8k'\?.*Known: countdown, countdown-undo"
+    ):
         get_task("gsm8")
     register_task("echo", Echo)
     with pytest.raises(ConfigError, match=r"no option 'tims', 'wrd'. Its options: word, times"):
