@@ -36,7 +36,7 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_tasks() -> None:
-    built_in = ["countdown", "countdown-undo", "dapo_math", "gsm8k", "math", "maze", "reach", "style"]
+    built_in = ["countdown", "countdown-undo", "dapo_math", "gsm8k", "math", "reach", "style"]
     assert task_names() == built_in
     for name in task_names():
         task = get_task(name)
@@ -64,9 +64,7 @@ def test_own_tasks_by_name_and_by_import_path(tmp_path: Path, monkeypatch: pytes
 
 
 def test_unknown_names_and_options_say_what_there_is() -> None:
-    with pytest.raises(
-        ConfigError, match=r"no task 'gsm8'. Did you mean 'gsm8k'\?.*Known: countdown, countdown-undo"
-    ):
+    with pytest.raises(ConfigError, match=r"no task 'gsm8'. Did you mean 'gsm8k'\?.*Known: countdown, "):
         get_task("gsm8")
     register_task("echo", Echo)
     with pytest.raises(ConfigError, match=r"no option 'tims', 'wrd'. Its options: word, times"):

@@ -80,17 +80,17 @@ for _testbed in (
     Testbed(
         "reach-recover",
         "the same, and the base has seen how one finds back to a demonstration",
-        Recipe((Subject(ReachTask(), skill=0.5),), steps=1200, recover=0.5),
+        Recipe((Subject(ReachTask(), skill=0.5),), steps=1200, recover=0.5, mismatch=0.25),
     ),
     Testbed(
         "countdown",
         "three numbers into a target: a wrong first step is fatal, what follows is arithmetic",
-        Recipe((Subject(CountdownTask(), skill=0.8),), steps=800),
+        Recipe((Subject(CountdownTask(), skill=0.65),), steps=800),
     ),
     Testbed(
         "countdown-undo",
         "the same with an `undo`: a wrong step is made good by taking it back, which the base has seen",
-        Recipe((Subject(CountdownUndoTask(), skill=0.8),), steps=800, recover=0.3),
+        Recipe((Subject(CountdownUndoTask(), skill=0.8),), steps=1200, recover=0.3),
     ),
     Testbed(
         "style",
