@@ -36,7 +36,7 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_tasks() -> None:
-    built_in = ["countdown", "countdown-undo", "dapo_math", "gsm8k", "math", "reach", "style"]
+    built_in = ["countdown", "countdown-undo", "dapo_math", "gsm8k", "math", "maze", "reach", "style"]
     assert task_names() == built_in
     for name in task_names():
         task = get_task(name)
