@@ -65,9 +65,6 @@ class Documents:
         completion = task.solution(row, rng) if skilled else task.attempt(row, rng)
         if kind == "plain":
             return Document(row["prompt"], completion)
-        if kind == "verified" and recipe.mismatch > 0 and rng.random() < recipe.mismatch:
-            other = rng.choice(self._rows[index])
-            return Document(conditioned(row, kind, task.demonstration(other, rng)), completion)
         demonstration = task.demonstration(row, rng) if kind == "verified" else task.attempt(row, rng)
         if kind == "verified" and rng.random() < recipe.follow:
             strays = recipe.recover > 0 and rng.random() < recipe.recover

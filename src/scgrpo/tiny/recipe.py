@@ -56,8 +56,6 @@ class Recipe:
         follow: how often a document with a verified demonstration repeats it.
         recover: how often it strays from the demonstration and finds back (`ProceduralTask.recovery`), of the
             documents that would repeat it.
-        mismatch: how often the demonstration of such a document solves another problem, and the completion is an
-            imperfect solution, as without one: a demonstration has to fit before it is followed.
         task_words: order of the tasks' words in the vocabulary; None: as the tasks name them.
     """
 
@@ -68,7 +66,6 @@ class Recipe:
     kind_shares: Mapping[Kind, float] = field(default_factory=lambda: dict(KIND_SHARES))
     follow: float = 0.9
     recover: float = 0.0
-    mismatch: float = 0.0
     shape: Shape = Shape()
     task_words: tuple[str, ...] | None = None
 

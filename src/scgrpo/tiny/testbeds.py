@@ -80,7 +80,7 @@ for _testbed in (
     Testbed(
         "reach-recover",
         "the same, and the base has seen how one finds back to a demonstration",
-        Recipe((Subject(ReachTask(), skill=0.5),), steps=1200, recover=0.5, mismatch=0.25),
+        Recipe((Subject(ReachTask(), skill=0.5),), steps=1200, recover=0.5),
     ),
     Testbed(
         "countdown",
