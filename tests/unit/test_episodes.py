@@ -228,6 +228,8 @@ def test_a_template_that_trims_appends(chat_tokenizer: Any) -> None:
 def test_inputs_that_cannot_work(model: Any, chat_tokenizer: Any) -> None:
     with pytest.raises(DataError, match="is a string"):
         played(model, chat_tokenizer, rows=[{**ROWS[0], "prompt": "a b"}])
+    with pytest.raises(DataError, match="Row 0 has no column 'turns'"):
+        played(model, chat_tokenizer, rows=[{"prompt": ROWS[0]["prompt"]}])
     with pytest.raises(ConfigError, match="no room"):
         played(model, chat_tokenizer, max_tokens=1)
     tokenizer = copy.deepcopy(chat_tokenizer)

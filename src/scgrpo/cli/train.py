@@ -166,9 +166,11 @@ def _interval(estimate: Record) -> str:
 
 def _quiet_libraries() -> None:
     import logging
+    import warnings
 
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="You are using 'rollout_func'")  # the range of TRL versions is pinned
     logging.getLogger("trl").setLevel(logging.ERROR)

@@ -193,7 +193,7 @@ def play(
 
     Raises:
         ConfigError: max_tokens or max_turns too small; a chat template that does not append.
-        DataError: a prompt that is no chat.
+        DataError: a prompt that is no chat; a row without a column that its environment needs.
     """
     if max_tokens < 2 or task.max_turns < 1:
         raise ConfigError(
@@ -204,11 +204,10 @@ def play(
         raise DataError("An environment's prompt is a string.", "Give a list of chat messages.")
     rollouts = []
     opening: tuple[list[Message] | None, str, list[int]] = (None, "", [])
-    for row, prompt in zip(rows, prompts, strict=True):
+    for environment, prompt in zip(task.environments(rows), prompts, strict=True):
         if prompt != opening[0]:  # the rollouts of a group follow each other
             text = chat.render(prompt)
             opening = (prompt, text, chat.encode(text))
-        environment = task.environment(row)
         rollouts.append(_Rollout(chat, environment, task.observer, prompt, list(opening[2]), [opening[1]]))
     added = {index: rollout.prompt_ids for index, rollout in enumerate(rollouts)}
     while added:

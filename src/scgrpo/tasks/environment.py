@@ -8,7 +8,7 @@ Actions are the model's own tokens; observations are in the completion too, but 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -95,15 +95,23 @@ class EnvironmentTask(Task):
         if len(completions) != len(rows):
             raise ShapeError(f"{len(completions)} completions for {len(rows)} rows.", "Give one row per completion.")
         verdicts = []
-        for index, (completion, row) in enumerate(zip(completions, rows, strict=True)):
+        for completion, environment in zip(completions, self.environments(rows), strict=True):
+            verdicts.append(replayed(environment, as_messages(completion), self.observer))
+        return verdicts
+
+    def environments(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Environment]:
+        """A fresh environment for each row.
+
+        Raises:
+            DataError: a row lacks a column.
+        """
+        for index, row in enumerate(rows):
             try:
-                environment = self.environment(row)
+                yield self.environment(row)
             except KeyError as error:
                 raise DataError(
                     f"Row {index} has no column {error}.", f"Take rows from the task {self.name!r} itself."
                 ) from error
-            verdicts.append(replayed(environment, as_messages(completion), self.observer))
-        return verdicts
 
 
 def as_messages(completion: Completion) -> list[Message]:
