@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from scgrpo.cli.sweep.pool import Pool
 from scgrpo.cli.sweep.study import read_study
 from scgrpo.errors import RunError
 from scgrpo.runs.results import RunKey, RunResult
+from scgrpo.tiny.base_models import PREFIX
 
 _TICK_S = 0.5
 
@@ -47,6 +50,17 @@ def sweep_command(argv: Sequence[str]) -> int:
             _say(console, directory.forget_failures(), "failed run(s) will be tried again")
         directory.remember(raw, plan)
         return _Sweep(plan, directory, console, given.workers).run()
+
+
+def _make_models(names: Sequence[str], workers: int) -> None:
+    """Make models that are made on demand now, several at a time, so that no run waits for one."""
+    made = [name for name in names if name.startswith(PREFIX)]
+    if len(made) < 2 or workers < 2:
+        for name in names:
+            resolve_model(name)
+        return
+    with ProcessPoolExecutor(min(workers, len(made)), mp_context=get_context("spawn")) as pool:
+        list(pool.map(resolve_model, made))
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -79,8 +93,7 @@ class _Sweep:
     def run(self) -> int:
         """All that is to do; then the table, and what to know of it."""
         if self._open():
-            for name in self.plan.models:  # once, so that no run waits for a model that is made on demand
-                resolve_model(name)
+            _make_models(self.plan.models, len(self.environments))
             try:
                 self._train()
             except KeyboardInterrupt:
