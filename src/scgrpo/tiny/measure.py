@@ -74,6 +74,7 @@ def sample_ids(
     import torch
 
     batch = tokenizer([prompt_text(messages) for messages in prompts], padding=True, return_tensors="pt")
+    batch = batch.to(model.device)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         output = model.generate(

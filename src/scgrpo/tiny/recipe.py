@@ -44,6 +44,10 @@ class Shape:
     context_length: int = 256
 
 
+# 27 M parameters: for a GPU.
+LARGE = Shape(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8, head_dim=64)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a base model but its seed. See `documents.py` for what the shares mean.

@@ -164,15 +164,15 @@ def _evidence(
     pairs = Pairs(
         student_prompts=[encode(rollout.row["prompt"]) for rollout, _ in shown],
         teacher_prompts=[encode(conditioned(rollout.row, "verified", other)) for rollout, other in shown],
-        completions=completions,
-        lengths=lengths,
-        mask=mask,
+        completions=completions.to(model.device),
+        lengths=lengths.to(model.device),
+        mask=mask.to(model.device),
     )
     score = ConditionedPass(
         model=model, head=partial(output_head, model, 1.0), states=CompletionStates(model, ("off",)), max_rows=256
     )
     evidence = score(pairs)
-    return evidence.token_kl, evidence.student_entropy, mask
+    return evidence.token_kl.cpu(), evidence.student_entropy.cpu(), mask
 
 
 def _rank(scores: torch.Tensor, place: int) -> float:

@@ -16,7 +16,7 @@ from scgrpo.tasks.maze import MazeTask
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tasks.reach import ReachTask
 from scgrpo.tasks.style import StyleTask
-from scgrpo.tiny.recipe import Kind, Recipe, Subject
+from scgrpo.tiny.recipe import LARGE, Kind, Recipe, Subject
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,16 @@ for _testbed in (
             kind_shares={"plain": 0.45, "verified": 0.47, "attempt": 0.08},
             recover=0.15,
         ),
+    ),
+    Testbed(
+        "reach-large",
+        "reach with a base of 27 M parameters, for a GPU",
+        Recipe((Subject(ReachTask(), skill=0.5),), steps=1200, shape=LARGE),
+    ),
+    Testbed(
+        "countdown-large",
+        "countdown with a base of 27 M parameters, for a GPU",
+        Recipe((Subject(CountdownTask(), skill=0.65),), steps=1200, shape=LARGE),
     ),
 ):
     register_testbed(_testbed)

@@ -11,7 +11,7 @@ from scgrpo.tiny.recipe import Recipe
 from scgrpo.tiny.vocabulary import BOS, EOS, PAD, Vocabulary, completion_words, prompt_text
 
 BATCH_SIZE = 64
-# Muon for the matrices inside the blocks, AdamW for the embedding and the norms.
+# Muon for the matrices inside the blocks at any width; AdamW for the embedding and the norms, at a width of 64.
 MATRIX_LR = 0.02
 VECTOR_LR = 5e-3
 WARMUP_STEPS = 50
@@ -35,8 +35,8 @@ def make_model(recipe: Recipe) -> Any:
         max_position_embeddings=shape.context_length,
         rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         tie_word_embeddings=True,
-        # The library's 0.02 suits widths of a thousand and more.
-        initializer_range=0.08,
+        # The library's 0.02 suits widths of a thousand and more; this is 0.08 at 64.
+        initializer_range=0.64 / math.sqrt(shape.hidden_size),
         pad_token_id=ids[PAD],
         bos_token_id=ids[BOS],
         eos_token_id=ids[EOS],
@@ -55,7 +55,9 @@ def train(model: Any, recipe: Recipe, *, seed: int, progress: Callable[[str], No
         (matrices if parameter.ndim == 2 and "embed" not in name else vectors).append(parameter)
     optimizers = [
         torch.optim.Muon(matrices, lr=MATRIX_LR, weight_decay=0.01),
-        torch.optim.AdamW(vectors, lr=VECTOR_LR, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(
+            vectors, lr=VECTOR_LR * math.sqrt(64 / recipe.shape.hidden_size), betas=(0.9, 0.98), weight_decay=0.0
+        ),
     ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_frac(step, steps)) for optimizer in optimizers
@@ -69,7 +71,7 @@ def train(model: Any, recipe: Recipe, *, seed: int, progress: Callable[[str], No
             documents.batch(BATCH_SIZE, schooling=step <= recipe.schooling_frac * steps),
             recipe.vocabulary,
         )
-        loss = model(input_ids=input_ids, labels=labels, use_cache=False).loss
+        loss = model(input_ids=input_ids.to(model.device), labels=labels.to(model.device), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
