@@ -68,6 +68,7 @@ def test_the_defaults_are_the_papers() -> None:
         "mix": 1.0,
         "anneal_steps": 0,
         "demonstrations": "uniform",
+        "routes": "partial",
     }
 
 

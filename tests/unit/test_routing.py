@@ -10,8 +10,10 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from credit_cases import make_evidence
+from credit_cases import make_groups as credit_groups
 
-from scgrpo.credit import Groups, Plan, Route, choose_demonstrations, route_groups
+from scgrpo.credit import SCGRPO, Groups, Plan, Route, choose_demonstrations, route_groups
 from scgrpo.credit.routing import group_members, sibling_plan
 from scgrpo.errors import NonFiniteError, ShapeError
 
@@ -275,3 +277,31 @@ def test_a_masked_rollout_does_not_change_who_sees_what() -> None:
     )
     whole, part = (pairs_of(sibling_plan(g, random.Random(3))) for g in (groups, masked))
     assert part == [pair for pair in whole if pair[0] != 2]
+
+
+@pytest.mark.parametrize(
+    ("routes", "weighted"),
+    [("partial", ["SSFF"]), ("mixed", ["SFFF", "SSFF"]), ("all_solved", ["SSSS"]), ("all", ["SFFF", "SSFF", "SSSS"])],
+)
+def test_which_groups_are_weighted(routes: Any, weighted: list[str]) -> None:
+    words = ["SFFF", "SSFF", "SSSS", "FFFF"]
+    groups = credit_groups(" ".join(words))
+    route = route_groups(groups, routes)
+    assert [word for word, r in zip(words, route[::4].tolist(), strict=True) if r == Route.PARTIAL] == weighted
+    assert route[12:].eq(Route.NONE_SOLVED).all()
+    for demonstrations in ("uniform", "shared"):
+        plan = choose_demonstrations(groups, route, random.Random(0), demonstrations)
+        pairs = [p for p in zip(plan.rollout.tolist(), plan.demonstration.tolist(), strict=True) if p[0] < 12]
+        assert all(groups.solved[j] and i != j and i // 4 == j // 4 for i, j in pairs)
+        # The only solution of a group has no other to be shown.
+        assert len(pairs) == 4 * len(weighted) - ("SFFF" in weighted)
+
+
+def test_a_sole_solution_keeps_its_advantage() -> None:
+    groups = credit_groups("SFFF SSFF")
+    method = SCGRPO(routes="mixed", alpha=0.0)
+    plan = method.plan(groups, random.Random(0))
+    rows = torch.full((len(plan), 3), 0.5, dtype=torch.float64)
+    credit = method.assign(groups, plan, make_evidence(len(plan), 3, token_kl=rows))
+    assert credit.weights[0].eq(1).all()
+    assert credit.weights[1:].eq(0.5).all()

@@ -31,14 +31,27 @@ class Route(IntEnum):
     NONE_SOLVED = 2  # n_c = 0: one rollout is the demonstration of all others
 
 
-def route_groups(groups: Groups) -> Int[Tensor, " b"]:
-    """(B,) route of each rollout's group."""
+# Which groups are re-scored under solved rollouts: the paper's method is "partial", the others are its ablations.
+Routes = Literal["partial", "mixed", "all_solved", "all"]
+
+
+def route_groups(groups: Groups, routes: Routes = "partial") -> Int[Tensor, " b"]:
+    """(B,) route of each rollout's group.
+
+    PARTIAL is given to groups with 2 <= n_c < G ("partial"), 1 <= n_c < G ("mixed"), n_c = G ("all_solved"), or both
+    of the last two ("all"). Groups that are all solved have no advantage: their rollouts only count in the threshold.
+    """
     route = torch.full_like(groups.group, int(Route.FALLBACK))
+    least = 2 if routes in ("partial", "all_solved") else 1
     for members in group_members(groups):
         graded, solved = groups.graded[members], groups.solved[members]
         usable = groups.usable[members]
-        if bool((graded & ~solved).any()) and int((solved & usable).sum()) >= 2:
-            route[members] = int(Route.PARTIAL if bool(groups.advantages[members].any()) else Route.FALLBACK)
+        shown = int((solved & usable).sum())
+        if bool((graded & ~solved).any()) and shown >= least:
+            weighted = routes != "all_solved" and bool(groups.advantages[members].any())
+            route[members] = int(Route.PARTIAL if weighted else Route.FALLBACK)
+        elif shown >= 2 and not bool((graded & ~solved).any()) and routes in ("all_solved", "all"):
+            route[members] = int(Route.PARTIAL)
         # The demonstration of a solve-none group needs another rollout to be shown to.
         elif not bool(solved.any()) and bool(usable.any()) and int(graded.sum()) >= 2:
             route[members] = int(Route.NONE_SOLVED)
@@ -78,13 +91,14 @@ def choose_demonstrations(
             right = [j for j in candidates if solved[j]]
             # Drawn for every member, scored or not: who is masked must not change the others' draw.
             if demonstrations == "shared":
-                first, second = rng.sample(right, 2)
-                drawn = {i: second if i == first else first for i in members}
+                first, *second = rng.sample(right, min(2, len(right)))
+                others = {i: second if i == first else [first] for i in members}
             else:
                 earlier = past.get(int(groups.group[members[0]]), [])
                 others = {i: earlier or [j for j in right if j != i] for i in members}
-                drawn = {i: rng.choice(preferred(groups, i, others[i], demonstrations)) for i in members}
-            pairs += [(i, drawn[i], True) for i in members if scorable[i]]
+            # The only solution of its group has none to be shown.
+            drawn = {i: rng.choice(preferred(groups, i, others[i], demonstrations)) for i in members if others[i]}
+            pairs += [(i, j, True) for i, j in drawn.items() if scorable[i]]
         elif routes[members[0]] == Route.NONE_SOLVED:
             shown = rng.choice(candidates)
             pairs += [(i, shown, False) for i in members if i != shown and scorable[i]]

@@ -10,8 +10,8 @@ Where the paper is silent, or we differ (full table in docs/method.md):
 2. one threshold serves partial-solve and solve-none groups;
 3. in a solve-none group the mean and standard deviation of the diversity scores are over the scored rollouts,
    and the demonstration itself gets advantage 0;
-4. `normalize`, `weight_sign`, `mix`, `anneal_steps`, `fixed_threshold` and `demonstrations` are ours; their defaults
-   are the paper's method.
+4. `normalize`, `weight_sign`, `mix`, `anneal_steps`, `fixed_threshold`, `demonstrations` and `routes` are ours;
+   their defaults are the paper's method.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scgrpo.credit.diagnostics import credit_metrics
 from scgrpo.credit.methods import Credit, Evidence, Groups, Plan, of_rollouts, register_credit_method
-from scgrpo.credit.routing import Demonstrations, Route, choose_demonstrations, group_members, route_groups
+from scgrpo.credit.routing import Demonstrations, Route, Routes, choose_demonstrations, group_members, route_groups
 from scgrpo.credit.weighting import Normalize, WeightSign, annealed, saturating_weight, shape_weights, thresholds
 from scgrpo.errors import ConfigError
 
@@ -49,6 +49,7 @@ class SCGRPO:
     mix: float = 1.0
     anneal_steps: int = 0  # optimizer steps over which `mix` falls to 0; 0 = it stays
     demonstrations: Demonstrations = "uniform"
+    routes: Routes = "partial"
 
     def plan(self, groups: Groups, rng: random.Random) -> Plan:
         return choose_demonstrations(groups, self.route(groups), rng, self.demonstrations)
@@ -86,7 +87,7 @@ class SCGRPO:
 
     def route(self, groups: Groups) -> Int[Tensor, " b"]:
         """`n_c = 0`: solve-none, `2 <= n_c < G`: partial-solve, else plain GRPO; without diversity only partial."""
-        route = route_groups(groups)
+        route = route_groups(groups, self.routes)
         return route if self.alpha > 0 else route.masked_fill(route == Route.NONE_SOLVED, int(Route.FALLBACK))
 
     # [/method]
@@ -120,6 +121,7 @@ class SCGRPO:
             ("normalize", self.normalize, get_args(Normalize)),
             ("weight_sign", self.weight_sign, get_args(WeightSign)),
             ("demonstrations", self.demonstrations, get_args(Demonstrations)),
+            ("routes", self.routes, get_args(Routes)),
         ):
             if value not in known:
                 problems.append(f"{name} is {value!r}: choose one of {', '.join(known)}.")

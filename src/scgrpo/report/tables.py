@@ -30,6 +30,7 @@ PAPER_SETTINGS: dict[str, Any] = {
     "credit_normalize": "none",
     "credit_weight_sign": "both",
     "credit_demonstrations": "uniform",
+    "credit_routes": "partial",
     "credit_mix": 1.0,
     "credit_anneal_steps": None,
     "teacher_weights": "current",
@@ -41,6 +42,9 @@ _NOTED: dict[str, Any] = {"credit_floor": 1e-4, "credit_scope": "generation_batc
 # Table 3 by the one setting that differs. The other rows of the paper need routes that scgrpo does not have.
 _ABLATIONS: dict[tuple[str, Any], str] = {
     ("credit_alpha", 0.0): "partial-solve only",
+    ("credit_routes", "mixed"): "weights on 1 ≤ n_c ≤ 7",
+    ("credit_routes", "all_solved"): "all-correct groups only",
+    ("credit_routes", "all"): "all groups",
     ("credit_fixed_threshold", 1e-4): "fixed c = 1e-4",
     ("credit_quantile", 0.5): "c = p50 of D",
     ("credit_alpha", 0.2): "alpha = 0.2",

@@ -73,6 +73,11 @@ class SCGRPOConfig(GRPOConfig):
         "uniform: each rollout draws one of its group (the paper); shared: one for the group, cheaper; shortest, "
         "longest, nearest or least_similar of the group's; buffer: earlier solutions of the prompt, if any.",
     )
+    credit_routes: str = _setting(
+        "partial",
+        "Groups weighted by solved demonstrations: partial, 2 <= n_c < G (the paper); mixed, 1 <= n_c < G; "
+        "all_solved, n_c = G; all, the last two.",
+    )
     credit_mix: float = _setting(1.0, "Share of the weight against uniform credit, 1 = the paper.")
     credit_fixed_threshold: float | None = _setting(None, "Threshold c in nats, instead of a quantile.")
     credit_anneal_steps: int | None = _setting(
