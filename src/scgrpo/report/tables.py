@@ -39,7 +39,7 @@ PAPER_SETTINGS: dict[str, Any] = {
 }
 # These say how the threshold is found, not what is ablated: a run keeps its row, and says what it has.
 _NOTED: dict[str, Any] = {"credit_floor": 1e-4, "credit_scope": "generation_batch"}
-# Table 3 by the one setting that differs. The other rows of the paper need routes that scgrpo does not have.
+# Table 3 by the one setting that differs.
 _ABLATIONS: dict[tuple[str, Any], str] = {
     ("credit_alpha", 0.0): "partial-solve only",
     ("credit_routes", "mixed"): "weights on 1 ≤ n_c ≤ 7",
