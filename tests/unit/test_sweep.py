@@ -357,7 +357,7 @@ class NoTraining:
         score = type(self).score(job)
         if score is None:
             return Ended(given, None, "the worker process ended (signal SIGKILL)", 1.0)
-        return Ended(given, dataclasses.asdict(ended(job, score)), "", 1.0)
+        return Ended(given, ended(job, score).to_record(), "", 1.0)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +104,11 @@ class RunResult:
     def key(self) -> RunKey:
         return (self.stage, self.testbed, self.base, self.method, self.learning_rate, self.seed)
 
+    def to_record(self) -> dict[str, Any]:
+        """JSON values, as a line of the file has them."""
+        curve = [{**vars(point), "problems": _columns(point.problems)} for point in self.curve]
+        return dataclasses.asdict(self) | {"curve": curve}
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> RunResult:
         """From a line of the file.
@@ -113,13 +118,10 @@ class RunResult:
         """
         values = {name: record[name] for name in _names(cls) if name in record}
         try:
-            points = [
-                Point(**{**point, "problems": [Problem(**problem) for problem in point["problems"]]})
-                for point in values["curve"]
-            ]
+            points = [Point(**{**point, "problems": _problems(point["problems"])}) for point in values["curve"]]
             compute = None if values["compute"] is None else Compute(**values["compute"])
             return cls(**{**values, "curve": points, "compute": compute})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"A line of {FILE_NAME} is not a result: {error}.", "It was damaged; delete it."
             ) from error
@@ -152,7 +154,26 @@ def read_results(path: Path) -> list[RunResult]:
 
 def _line(result: RunResult) -> str:
     record = {"schema_version": SCHEMA_VERSION, "step": result.curve[-1].step if result.curve else 0}
-    return files.to_json(record | dataclasses.asdict(result))
+    return files.to_json(record | result.to_record())
+
+
+def _columns(problems: Sequence[Problem]) -> dict[str, list[Any]]:
+    """Problems by field: a third of the bytes, as sweeps have hundreds of lines of hundreds of problems. Scores are
+    left out where they are just the share of solved ones."""
+    columns = {name: [getattr(problem, name) for problem in problems] for name in _names(Problem)}
+    if all(problem.mean_score == _share(problem.n, problem.num_solved) for problem in problems):
+        del columns["mean_score"]
+    return columns
+
+
+def _problems(columns: Mapping[str, Sequence[Any]]) -> list[Problem]:
+    ids, n, num_solved = columns["problem_id"], columns["n"], columns["num_solved"]
+    scores = columns.get("mean_score") or list(map(_share, n, num_solved))
+    return [Problem(*values) for values in zip(ids, n, num_solved, scores, strict=True)]
+
+
+def _share(n: int, num_solved: int) -> float | None:
+    return num_solved / n if n else None
 
 
 def _names(cls: type) -> list[str]:

@@ -71,7 +71,8 @@ def _result(job: Job, path: Path, compute: Compute | None, error: str) -> RunRes
     """What the run directory says came of it."""
     run = RunDirectory(path)
     evals = run.evals()
-    points = [_point(record, with_problems=record is evals[-1]) for record in evals]
+    # Runs that choose a learning rate are compared by their means.
+    points = [_point(record, with_problems=job.stage == "final" and record is evals[-1]) for record in evals]
     return dataclasses.replace(
         job.failed(error),
         status="failed" if error else "done",
@@ -159,7 +160,7 @@ def work(_: Sequence[str]) -> int:
     while True:
         given = json.loads(lines.get())
         result = train_one(Job(**given["job"]), Path(given["folder"]), keep_model=given["keep_model"])
-        print(files.to_json(dataclasses.asdict(result)), file=answers, flush=True)
+        print(files.to_json(result.to_record()), file=answers, flush=True)
 
 
 if __name__ == "__main__":
