@@ -16,7 +16,7 @@ from scgrpo.integrations.trl.distillation import Distiller, coefficient, mean_ov
 from scgrpo.integrations.trl.dropping import check_droppable
 from scgrpo.integrations.trl.dynamic_sampling import DynamicSampling, ExtraPrompts
 from scgrpo.integrations.trl.evidence import all_agree, offloads_weights, shares_weights
-from scgrpo.integrations.trl.rewards import finds_first_errors
+from scgrpo.integrations.trl.rewards import finds_first_errors, guarded
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
 from scgrpo.teacher.models import has_dropout, load_teacher, output_head
 from scgrpo.teacher.prompts import DemonstrationFormatter, control_tokens, get_template, teacher_prompt
@@ -157,6 +157,20 @@ def success_column(trainer: Any) -> int:
             f"success_reward={wanted!r} is not among the reward functions.", f"Choose one of {', '.join(names)}."
         )
     return names.index(wanted)
+
+
+def rewarding(reward_funcs: Any, args: Any) -> Any:
+    """Reward functions whose failures cost single rollouts; DAPO's punishment joins them, and its weight those in
+    `args`, if it is configured."""
+    if isinstance(reward_funcs, (list, tuple)):
+        reward_funcs = [guarded(func) for func in reward_funcs]
+    elif reward_funcs is not None:
+        reward_funcs = guarded(reward_funcs)
+    if args.overlong_frac:
+        reward_funcs, args.reward_weights = overlong.with_punishment(
+            reward_funcs, args.reward_weights, args.overlong_frac, args.max_completion_length
+        )
+    return reward_funcs
 
 
 def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | None) -> Conditioner:

@@ -50,7 +50,7 @@ from scgrpo.integrations.trl.in_loss import (
     sampled_order,
 )
 from scgrpo.integrations.trl.past import PastSolutions
-from scgrpo.integrations.trl.rewards import exclude_ungraded, first_errors, guarded
+from scgrpo.integrations.trl.rewards import exclude_ungraded, first_errors
 from scgrpo.integrations.trl.token_rewards import loss_without_kl, reference_penalty
 from scgrpo.teacher.models import backbone, has_dropout
 from scgrpo.teacher.prompts import Prompt
@@ -92,15 +92,7 @@ class SCGRPOTrainer(GRPOTrainer):
             raise ConfigError(
                 f"args is a {type(args).__name__}.", "Use SCGRPOConfig: it takes every GRPOConfig setting."
             )
-        if isinstance(reward_funcs, (list, tuple)):
-            reward_funcs = [guarded(func) for func in reward_funcs]
-        elif reward_funcs is not None:
-            reward_funcs = guarded(reward_funcs)
-        if args.overlong_frac:
-            reward_funcs, args.reward_weights = overlong.with_punishment(
-                reward_funcs, args.reward_weights, args.overlong_frac, args.max_completion_length
-            )
-        super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        super().__init__(model, setup.rewarding(reward_funcs, args), args, *positional, **kwargs)
         if self.reward_func_names == [overlong.NAME]:
             raise ConfigError("Nothing is rewarded but short answers.", "Pass reward_funcs, or set overlong_frac=0.")
         if args.importance_sampling_level == gspo.LEVEL:
