@@ -522,3 +522,11 @@ def test_a_worker_whose_sweep_is_killed_ends_in_the_middle_of_a_run() -> None:
         process.stdin.close()
         assert process.wait(timeout=30) == 1
     assert time.monotonic() - start < 20
+
+
+def test_runs_from_other_weights_are_not_mixed_in(tmp_path: Path) -> None:
+    directory = SweepDirectory(tmp_path)
+    directory.check_models({"testbed:reach:1": "aa"})
+    directory.check_models({"testbed:reach:1": "aa", "testbed:reach:2": "bb"})
+    with pytest.raises(RunError, match="testbed:reach:2 came out with other weights"):
+        SweepDirectory(tmp_path).check_models({"testbed:reach:1": "aa", "testbed:reach:2": "cc"})

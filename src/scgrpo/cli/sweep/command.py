@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -52,15 +53,18 @@ def sweep_command(argv: Sequence[str]) -> int:
         return _Sweep(plan, directory, console, given.workers).run()
 
 
-def _make_models(names: Sequence[str], workers: int) -> None:
-    """Make models that are made on demand now, several at a time, so that no run waits for one."""
+def _make_models(names: Sequence[str], workers: int) -> dict[str, str]:
+    """Make models that are made on demand now, several at a time, so that no run waits for one; their SHA-256."""
     made = [name for name in names if name.startswith(PREFIX)]
+    for name in set(names) - set(made):
+        resolve_model(name)  # says if there is none
     if len(made) < 2 or workers < 2:
-        for name in names:
-            resolve_model(name)
-        return
-    with ProcessPoolExecutor(min(workers, len(made)), mp_context=get_context("spawn")) as pool:
-        list(pool.map(resolve_model, made))
+        folders = [resolve_model(name) for name in made]
+    else:
+        with ProcessPoolExecutor(min(workers, len(made)), mp_context=get_context("spawn")) as pool:
+            folders = list(pool.map(resolve_model, made))
+    weights = (Path(folder) / "model.safetensors" for folder in folders)
+    return {name: sha256(path.read_bytes()).hexdigest() for name, path in zip(made, weights, strict=True)}
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -93,7 +97,7 @@ class _Sweep:
     def run(self) -> int:
         """All that is to do; then the table, and what to know of it."""
         if self._open():
-            _make_models(self.plan.models, len(self.environments))
+            self.directory.check_models(_make_models(self.plan.models, len(self.environments)))
             try:
                 self._train()
             except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """The folder of a sweep: what is done, under which settings, and that one process at a time works on it.
 
 sweep.json        the study and the settings of every combination, when it was last started
+models.json       SHA-256 of the weights of models that were made for it
 results.jsonl     one line per run that ended (`scgrpo.runs.results`)
 superseded.jsonl  lines that no longer count: other settings, or a learning rate that tuning has left behind
 runs/             run directories
@@ -63,6 +64,24 @@ class SweepDirectory:
         """Write down what this start is about."""
         record = {"schema_version": SCHEMA_VERSION, "study": study, "settings": plan.settings}
         files.replace_text(self.path / "sweep.json", files.to_json(record, indent=1, default=str) + "\n")
+
+    def check_models(self, fingerprints: Mapping[str, str]) -> None:
+        """Write down the starting models that were made on demand, by name.
+
+        Raises:
+            RunError: one of them is not what earlier runs of this sweep started from (another kind of CPU or library
+                version makes other weights): their results would not compare.
+        """
+        path = self.path / "models.json"
+        before = files.read_json(path).get("sha256", {})
+        others = sorted(name for name, value in fingerprints.items() if before.get(name, value) != value)
+        if others:
+            raise RunError(
+                f"{', '.join(others)} came out with other weights than earlier runs in {self.path} started from.",
+                "Go on where those were made, or start anew with another --out.",
+            )
+        record = {"schema_version": SCHEMA_VERSION, "sha256": {**before, **fingerprints}}
+        files.replace_text(path, files.to_json(record, indent=1) + "\n")
 
     def changed(self, plan: Plan) -> dict[RunKey, list[str]]:
         """Finished runs of the plan that were made with other settings, with the names of these.
