@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,8 +96,8 @@ def played(
 ) -> list[Episode]:
     chat = Chat(tokenizer, {EOS})
     with torch.no_grad():
-        turns = Turns(model, config(), len(rows))
-        return play(task, rows, [row["prompt"] for row in rows], chat, turns, max_tokens)[1]
+        new_sampler = partial(Turns, model, config())
+        return play(task, rows, [row["prompt"] for row in rows], chat, new_sampler, max_tokens)[1]
 
 
 def one_by_one(model: Any, tokenizer: Any, row: Row, max_tokens: int, task: EnvironmentTask) -> tuple[Any, ...]:
@@ -196,7 +197,7 @@ def said(chat_tokenizer: Any, template: str, *actions: str) -> list[Episode]:
     tokenizer.chat_template = template
     turns = iter([tokenizer(f"{action} <eos>", add_special_tokens=False)["input_ids"] for action in actions])
     row = {**ROWS[0], "turns": len(actions)}
-    return play(TASK, [row], [row["prompt"]], Chat(tokenizer, {EOS}), lambda *_: [next(turns)], 60)[1]
+    return play(TASK, [row], [row["prompt"]], Chat(tokenizer, {EOS}), lambda _: lambda *_: [next(turns)], 60)[1]
 
 
 CONTENT = "{{ m['content'] }}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,8 +58,10 @@ class EnvironmentRollouts:
             gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
         )
         with unwrapped as model, torch.no_grad():
-            turns = Turns(model, trainer.generation_config, len(rows))
-            prompt_ids, episodes = play(self.task, rows, prompts, self._chat, turns, trainer.max_completion_length)
+            new_sampler = partial(Turns, model, trainer.generation_config)
+            prompt_ids, episodes = play(
+                self.task, rows, prompts, self._chat, new_sampler, trainer.max_completion_length
+            )
         return {
             "prompt_ids": prompt_ids,
             "completion_ids": [episode.completion_ids for episode in episodes],
