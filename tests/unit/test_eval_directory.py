@@ -10,38 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eval_cases import Letters, interrupted_after, numbers
 
 from scgrpo.errors import RunError, ScgrpoError, VerifierError
-from scgrpo.evaluation import EvalDirectory, EvalResult, evaluate
+from scgrpo.evaluation import EvalDirectory, evaluate
 from scgrpo.evaluation.samplers import Sampling
 from scgrpo.evaluation.sampling import batches
 from scgrpo.runs import files
-from scgrpo.tasks import Canned, Row, Split, Task, Verdict
+from scgrpo.tasks import Task, Verdict
 from scgrpo.tasks.maze import MazeTask
-
-LETTERS = "abcdefgh"
-
-
-class Letters(Task):
-    """Graded by the first letter; counts what it grades."""
-
-    name = "letters"
-
-    def __init__(self) -> None:
-        self.num_graded = 0
-
-    def rows(self, split: Split, limit: int | None = None) -> list[Row]:
-        prompts = [" ".join(LETTERS[: n + 1]) for n in range(len(LETTERS))]
-        return [{"problem_id": f"p{n}", "prompt": prompt} for n, prompt in enumerate(prompts)][:limit]
-
-    def verify(self, completions: Sequence[str], rows: Sequence[Any]) -> list[Verdict]:
-        self.num_graded += len(completions)
-        return [
-            Verdict.error("a digit") if c[:1].isdigit() else Verdict(float("a" <= c[:1] <= "m")) for c in completions
-        ]
-
-    def canned(self) -> Canned:
-        return Canned(self.rows("eval")[0], ("a",), ("z",))
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +31,9 @@ def run(model: Any, tokenizer: Any, out: EvalDirectory | None = None, task: Task
     return evaluate(model, tokenizer, task or Letters(), out=out, **settings)
 
 
-def numbers(result: EvalResult) -> dict[str, Any]:
-    """All but the times."""
-    record = result.to_record(0, "eval")
-    return {name: value for name, value in record.items() if name not in ("seconds", "tokens_per_s")}
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (path / "completions.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if not k.endswith("_s")} for record in records]
-
-
-def interrupted_after(count: int) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
-        if done >= count:
-            raise KeyboardInterrupt
-
-    return progress
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 1000])
