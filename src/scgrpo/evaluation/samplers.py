@@ -60,8 +60,11 @@ class Sampler(Protocol):
         identity: what besides the settings decides what is drawn: the engine, the weights. JSON values.
     """
 
-    ends: Collection[int]
-    identity: dict[str, Any]
+    @property
+    def ends(self) -> Collection[int]: ...
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
 
     def sample(self, prompts: Sequence[Sequence[int]], count: int, sampling: Sampling, seed: int) -> list[list[int]]:
         """`count` completions of each prompt, those of one prompt together, each up to and with its end token."""

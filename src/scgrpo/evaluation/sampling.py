@@ -12,8 +12,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from scgrpo.errors import ConfigError, DataError, ScgrpoError, VerifierError
@@ -84,12 +84,13 @@ def evaluate(
             "Give 1 <= k <= num_samples.",
         )
     sampling = Sampling(num_samples, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
-    sampler = model if isinstance(model, Sampler) else TransformersSampler(model, tokenizer)
+    sampler: Sampler = model if isinstance(model, Sampler) else TransformersSampler(model, tokenizer)
     kwargs = dict(chat_template_kwargs or {})
     draws = _draws_of(sampler, tokenizer, task, rows, sampling, kwargs)
     settings = {"task": task.name, **asdict(sampling), "chat_template_kwargs": kwargs}
     settings |= {"num_problems": len(rows), "problems": _digest_of(rows), **(sampler.identity if out else {})}
-    with out.opened(settings) if out else nullcontext({}) as known:
+    kept: AbstractContextManager[dict[tuple[int, int], Sample]] = out.opened(settings) if out else nullcontext({})
+    with kept as known:
         samples = _sampled(draws, task, rows, sampling, known, out, progress or (lambda done, total: None))
         threshold = task.success_threshold if success_threshold is None else success_threshold
         result = result_of(task.name, ks, sampling, threshold, samples)
@@ -98,7 +99,8 @@ def evaluate(
     return result
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """What one call draws: `count` completions for each of some rows, numbered from `first` on."""
 
     rows: tuple[int, ...]
@@ -245,7 +247,7 @@ def _verdicts(task: Task, completions: Sequence[Completion], rows: Sequence[Row]
         ScgrpoError: the task's own words that it cannot grade at all.
     """
     try:
-        verdicts = list(task.verify(completions, rows))
+        verdicts: list[Verdict | None] = list(task.verify(completions, rows))
     except ScgrpoError:
         raise
     except Exception as error:  # noqa: BLE001 (a verifier may be anything; broken is not wrong)
