@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--task", nargs="+", help="tasks by name; needed unless --run, whose task is the default")
     what.add_argument(
         "--task_options",
-        type=_json_object,
+        type=json_object,
         default={},
         help='options of the task as JSON; of several tasks by name: {"a": {...}, "b": {...}}',
     )
@@ -68,15 +68,16 @@ def _add_sampling(how: Any) -> None:
     how.add_argument("--max_new_tokens", type=int, default=512)
     how.add_argument("--batch_size", type=int, help="completions per generate call (default: 64; vllm: 1024)")
     how.add_argument("--success_threshold", type=float, help="score that counts as solved (default: the task's)")
-    how.add_argument("--chat_template_kwargs", type=_json_object, help='as JSON, e.g. {"enable_thinking": false}')
+    how.add_argument("--chat_template_kwargs", type=json_object, help='as JSON, e.g. {"enable_thinking": false}')
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
-    how.add_argument("--engine_options", type=_json_object, default={}, help="of vllm.LLM, as JSON")
+    how.add_argument("--engine_options", type=json_object, default={}, help="of vllm.LLM, as JSON")
     how.add_argument("--dtype", default="auto", help="dtype of the weights: auto, float32, bfloat16")
     how.add_argument("--device", help="default: cuda if there is one, else cpu")
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """A flag's value: a mapping as JSON."""
     try:
         value = json.loads(text)
     except ValueError as error:
