@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
-import typing
 from dataclasses import dataclass
 from typing import Any
 
 from scgrpo.tasks.base import Task
 from scgrpo.tasks.environment import EnvironmentTask
-from scgrpo.tasks.registry import TaskFactory, task_factory, task_origin
+from scgrpo.tasks.registry import TaskFactory, task_class, task_factory, task_origin, unwrapped
 
 REQUIRED = inspect.Parameter.empty
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -55,7 +53,7 @@ def describe(name: str) -> Description:
         ConfigError: unknown name, or it cannot be imported.
     """
     factory = task_factory(name)
-    made = _made_by(factory)
+    made = task_class(factory)
     kind = "?" if made is None else "environment" if issubclass(made, EnvironmentTask) else "answer"
     options = _options(factory, made)
     sources = [option.default for option in options if option.name in _SOURCES]
@@ -75,30 +73,13 @@ def _downloads(sources: list[str]) -> list[str]:
     return [f"download {' and '.join(sources)}"] if sources else []
 
 
-def _unwrapped(factory: TaskFactory) -> Any:
-    while isinstance(factory, functools.partial):
-        factory = factory.func
-    return factory
-
-
-def _made_by(factory: TaskFactory) -> type[Task] | None:
-    """The class of the task, if the factory says it."""
-    made = _unwrapped(factory)
-    if not inspect.isclass(made):
-        try:
-            made = typing.get_type_hints(made).get("return")
-        except (NameError, TypeError, AttributeError):  # names that exist for type checkers only
-            return None
-    return made if inspect.isclass(made) and issubclass(made, Task) else None
-
-
 def _summary(factory: TaskFactory) -> str:
-    doc = inspect.getdoc(_unwrapped(factory)) or ""
+    doc = inspect.getdoc(unwrapped(factory)) or ""
     return doc.split("\n\n")[0].replace("\n", " ")
 
 
 def _options(factory: TaskFactory, made: type[Task] | None) -> tuple[Option, ...]:
-    target = _unwrapped(factory)
+    target = unwrapped(factory)
     texts: dict[str, str] = {}
     for source in (target, *(made.__mro__ if made is not None else ())):
         for doc in (source.__doc__, getattr(source, "__init__", None).__doc__ if inspect.isclass(source) else None):

@@ -9,8 +9,10 @@ A package adds tasks by an entry point, and nothing of it is imported before one
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -98,6 +100,34 @@ def task_factory(name: str) -> TaskFactory:
         f"There is no task {name!r}.",
         f"{hint}Known: {', '.join(task_names())}; a task of your own is given as `package.module:factory`.",
     )
+
+
+def training_defaults(name: str) -> dict[str, Any]:
+    """What the task's class says about training on it, by the names of the trainer's settings. Empty for an unknown
+    task, and for a factory that does not say what it makes (`task_class`)."""
+    try:
+        made = task_class(task_factory(name))
+    except ConfigError:
+        return {}
+    return {} if made is None else {"teacher_template": made.template, "success_threshold": made.success_threshold}
+
+
+def unwrapped(factory: TaskFactory) -> Any:
+    """The class or function behind a `functools.partial`."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return factory
+
+
+def task_class(factory: TaskFactory) -> type[Task] | None:
+    """The class of what a factory makes: itself, or what the function is annotated to return; None if neither."""
+    made = unwrapped(factory)
+    if not inspect.isclass(made):
+        try:
+            made = typing.get_type_hints(made).get("return")
+        except (NameError, TypeError, AttributeError):  # names that exist for type checkers only
+            return None
+    return made if inspect.isclass(made) and issubclass(made, Task) else None
 
 
 def task_origin(name: str) -> str:
