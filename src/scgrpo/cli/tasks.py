@@ -6,7 +6,7 @@ import argparse
 import os
 import statistics
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -127,8 +127,7 @@ def _sizes(split: str, rows: Sequence[Row]) -> str:
 def _check(name: str, options: dict[str, Any]) -> int:
     with closing(get_task(name, **options)) as task:
         print(f"verdicts of {task.name} on answers that are known")
-        num_bad = checks.show_graded(checks.grade_canned(task), print)
-        num_bad += _check_hostile(task)
+        num_bad = _grade(task, checks.grade_canned) + _grade(task, checks.grade_hostile)
         row = task.canned().row
         print(f"\nexample prompt\n{checks.shortened(checks.prompt_text(row['prompt']))}\n\nrows")
         not_done = []
@@ -141,10 +140,11 @@ def _check(name: str, options: dict[str, Any]) -> int:
     return 1 if num_bad else 0
 
 
-def _check_hostile(task: Task) -> int:
+def _grade(task: Task, grade: Callable[[Task], list[checks.Graded]]) -> int:
+    """Grade and print; how many verdicts are wrong."""
     try:
-        return checks.show_graded(checks.grade_hostile(task), print)
-    except ScgrpoError:
+        return checks.show_graded(grade(task), print)
+    except ScgrpoError:  # it says itself what it lacks
         raise
     except Exception as error:  # noqa: BLE001 (that it raises is the finding)
         print(f"BAD the verifier raised {error!r}; it should give an error verdict")
