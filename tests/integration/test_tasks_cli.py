@@ -91,6 +91,11 @@ class Empty(Fine):
         return []
 
 
+class Helpless(Fine):
+    def verify(self, completions, rows):
+        raise MissingExtraError("There is no judge.", "Start one.")
+
+
 class Needs(Fine):
     needs = "extra nothing"
 
@@ -147,6 +152,11 @@ def test_what_is_missing_is_told(capsys: pytest.CaptureFixture) -> None:
     assert "It cannot be made like this: It needs a thing. Install the thing." in shown
     assert main(["tasks", "check", "checked_tasks:Needs"]) == 2
     assert "Install the thing." in capsys.readouterr().err
+    assert main(["tasks", "check", "checked_tasks:Helpless"]) == 2
+    shown = capsys.readouterr()
+    assert "not graded here: There is no judge. Start one." in shown.out
+    assert "train: 4 rows" in shown.out, "what can be looked at is"
+    assert "Start one." in shown.err
     assert main(["tasks", "check", "raech"]) == 2
     assert main(["tasks", "show", "reach", "--task_options", '{"part": 1}']) == 2
     assert "has no option 'part'" in capsys.readouterr().err
