@@ -46,10 +46,8 @@ def evaluate(
     out: EvalDirectory | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
-    """Sample completions of each problem, grade them, and estimate Avg@k and Pass@k.
-
-    The model comes back in the mode it was in, and the caller's random state is untouched. A completion whose
-    verification fails is an error: counted, named, and in no estimate.
+    """Sample completions of each problem, grade them, and estimate Avg@k and Pass@k. A completion whose verification
+    fails is in no estimate. The model comes back in the mode it was in, the caller's random state untouched.
 
     Args:
         model: a transformers causal LM, on its device; or a `Sampler`.
