@@ -37,7 +37,10 @@ def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("walker")
     small = Shape(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     recipe = replace(
-        get_testbed("frozen_lake").recipe, subjects=(Subject(FrozenLakeTask(**POND), skill=0.3),), steps=60, shape=small
+        get_testbed("frozen_lake").recipe,
+        subjects=(Subject(FrozenLakeTask(**POND), skill=0.3),),
+        steps=60,
+        shape=small,
     )
     build(recipe, folder, seed=0, num_samples=1, progress=lambda _: None)
     return folder

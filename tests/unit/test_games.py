@@ -331,8 +331,8 @@ def test_guessing_splits_by_range_and_hides_the_number() -> None:
 
 
 def test_guessing_is_textarenas_game() -> None:
-    """Hints, ends and rewards, also partial ones, of games without repeated guesses. It says 10 turns, but ends a game
-    after the eleventh guess."""
+    """Hints, ends and rewards, also partial ones, of games without repeated guesses. It says 10 turns, but ends a
+    game after the eleventh guess."""
     textarena = pytest.importorskip("textarena", reason="no dependency: installed by hand to compare")
     task, rng = GuessNumberTask(form="plain", partial=True), random.Random(0)
     for seed in range(60):

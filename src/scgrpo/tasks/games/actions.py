@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from scgrpo.errors import ConfigError
@@ -12,7 +12,6 @@ from scgrpo.tasks.environment import EnvironmentTask
 
 # tagged: free text with one `<action>...</action>`; plain: the action and nothing else.
 Form = Literal["tagged", "plain"]
-Prompting = Literal["concat", "per_step"]
 
 _TAGGED = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
 # Where actions are looked for: an endless text costs no more than this.
@@ -37,6 +36,12 @@ def action_in(text: str, form: str) -> str | None:
 def as_said(action: str, form: str) -> str:
     """An action as a model would write it."""
     return f"<action>{action}</action>" if form == "tagged" else action
+
+
+def reciting(said: Iterable[str]) -> Callable[[str | None], str]:
+    """A player who says these texts whatever the answers are, and nothing after them."""
+    left = iter(said)
+    return lambda _: next(left, "")
 
 
 def how_to_answer(form: str, example: str) -> str:
@@ -73,7 +78,6 @@ class TextGame(EnvironmentTask):
     # What is said of a game that is won, and what is not, must not depend on partial scores.
     success_threshold = 1.0
     form: str
-    prompting: Prompting = "concat"
     history_turns: int = 2
 
     def step_prompt(

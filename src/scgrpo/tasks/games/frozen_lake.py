@@ -5,8 +5,9 @@
     user         You are at P, row 2, column 1 ...      4
 
 Each row has a map of its own, made by gymnasium's generator from a seed, and the seed of its slips, so that all
-rollouts of a row meet the same world: their n-th steps slip to the same side. A step over the edge stays where it is. A game is won at the goal, lost in a hole and after the last turn. What is no action costs a
-turn and is told; where it happened, the verdict says how often.
+rollouts of a row meet the same world: their n-th steps slip to the same side. A step over the edge stays where it is.
+A game is won at the goal, lost in a hole and after the last turn. What is no action costs a turn and is told, and the
+verdict says how often it happened.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any, Literal
 
 from scgrpo.errors import ConfigError, MissingExtraError
 from scgrpo.tasks.base import Canned, Completion, Message, Row, Verdict
-from scgrpo.tasks.environment import Step, actions, scripted
-from scgrpo.tasks.games.actions import Form, Prompting, TextGame, action_in, as_said, checked, how_to_answer
+from scgrpo.tasks.environment import Prompting, Step, actions, scripted
+from scgrpo.tasks.games.actions import Form, TextGame, action_in, as_said, checked, how_to_answer, reciting
 from scgrpo.tasks.procedural import EvalPart, Problem, ProceduralTask, user_prompt
 
 LakeForm = Literal[Form, "words"]
@@ -179,7 +180,8 @@ class FrozenLakeTask(TextGame, ProceduralTask):
     """
 
     name = "frozen_lake"
-    words = ()
+    form: LakeForm
+    words: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -243,8 +245,8 @@ class FrozenLakeTask(TextGame, ProceduralTask):
             else ""
         )
         return (
-            f"You are on a frozen lake of {len(lines)} x {len(lines)} tiles. Walk from the start to the goal and fall "
-            "into no hole.\n\nS: start, where you are; G: goal; F: frozen, safe to walk on; H: hole.\n"
+            f"You are on a frozen lake of {len(lines)} x {len(lines)} tiles. Walk from the start to the goal and "
+            "fall into no hole.\n\nS: start, where you are; G: goal; F: frozen, safe to walk on; H: hole.\n"
             f"{board(lines)}\n\n"
             f"Each turn you take one step: left, down, right or up. At the edge a step leads nowhere. {ice}"
             f"You have {self.max_turns} turns. {how_to_answer(self.form, 'up')}"
@@ -292,8 +294,7 @@ class FrozenLakeTask(TextGame, ProceduralTask):
         for _ in range(_MAX_TRIES):
             at, stray = rng.randrange(len(moves)), rng.choice(tuple(MOVES))
             said = [*moves[:at], *(as_said(move, self.form) for move in (stray, OPPOSITE[stray])), *moves[at:]]
-            remaining = iter(said)
-            walk = scripted(self.environment(row), lambda _, remaining=remaining: next(remaining, ""))
+            walk = scripted(self.environment(row), reciting(said))
             if self.is_correct(walk, row):
                 return walk
         return demonstration
@@ -310,11 +311,10 @@ class FrozenLakeTask(TextGame, ProceduralTask):
 
     def canned(self) -> Canned:
         """On gymnasium's own map of this name, dry."""
-        row = {**FrozenLakeTask(form=self.form, max_turns=10).row((4, 5, 7, 11, 12))}
+        row = FrozenLakeTask(form=self.form, max_turns=10).row((4, 5, 7, 11, 12))
 
-        def transcript(moves: str) -> Completion:
-            remaining = iter(moves.split())
-            return scripted(FrozenLake(row, self.form), lambda _: as_said(next(remaining), self.form))
+        def transcript(moves: str) -> list[Message]:
+            return scripted(FrozenLake(row, self.form), reciting(as_said(move, self.form) for move in moves.split()))
 
         right = transcript("down down right right down right")
         return Canned(

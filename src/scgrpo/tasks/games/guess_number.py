@@ -5,9 +5,9 @@
     user         The number is higher than 30. Guesses left: 5.
 
 Hints and scores are those of textarena's GuessTheNumber; a repeated guess is answered again, and there are no more
-guesses than announced. The rules are our own twenty lines: textarena needs the OpenAI client, nltk and chess, and draws
-its numbers from the global random state. A game is won with the number, lost after the last guess. What is no number
-of the range costs a guess and is told.
+guesses than announced. The rules are our own twenty lines: textarena needs the OpenAI client, nltk and chess, and
+draws its numbers from the global random state. A game is won with the number, lost after the last guess. What is no
+number of the range costs a guess and is told.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from functools import cache
 from typing import Any
 
 from scgrpo.errors import ConfigError
-from scgrpo.tasks.base import Canned, Completion, Row, Verdict
-from scgrpo.tasks.environment import Step, scripted
-from scgrpo.tasks.games.actions import Form, Prompting, TextGame, action_in, as_said, checked, how_to_answer
+from scgrpo.tasks.base import Canned, Completion, Message, Row, Verdict
+from scgrpo.tasks.environment import Prompting, Step, scripted
+from scgrpo.tasks.games.actions import Form, TextGame, action_in, as_said, checked, how_to_answer, reciting
 from scgrpo.tasks.procedural import EvalPart, Problem, ProceduralTask, user_prompt
 
 # Ranges start somewhere up to here.
@@ -95,7 +95,7 @@ class GuessNumberTask(TextGame, ProceduralTask):
     """
 
     name = "guess_number"
-    words = ()
+    words: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -137,8 +137,9 @@ class GuessNumberTask(TextGame, ProceduralTask):
         low, high, secret = problem
         turns = (high - low + 1).bit_length() if self._turns is None else self._turns
         prompt = (
-            f"I am thinking of a whole number from {low} to {high}. Guess it: each turn you name a number, and I tell "
-            f"you whether mine is higher or lower. You have {turns} guesses. {how_to_answer(self.form, str(low))}"
+            f"I am thinking of a whole number from {low} to {high}. Guess it: each turn you name a number, and I "
+            f"tell you whether mine is higher or lower. You have {turns} guesses. "
+            f"{how_to_answer(self.form, str(low))}"
         )
         return {
             "problem_id": "-".join([self.name, *map(str, problem)]),
@@ -196,9 +197,9 @@ class GuessNumberTask(TextGame, ProceduralTask):
     def canned(self) -> Canned:
         row = {**self.row((1, 20, 13)), "max_turns": 5}
 
-        def transcript(guesses: str) -> Completion:
-            remaining = iter(guesses.split())
-            return scripted(self.environment(row), lambda _: as_said(next(remaining), self.form))
+        def transcript(guesses: str) -> list[Message]:
+            said = (as_said(guess, self.form) for guess in guesses.split())
+            return scripted(self.environment(row), reciting(said))
 
         right = transcript("10 15 12 13")
         return Canned(
@@ -208,7 +209,11 @@ class GuessNumberTask(TextGame, ProceduralTask):
                 transcript("1 2 3 4 5"),
                 transcript("13.0 thirteen 0 99999999999999999999 12"),
                 right[:-1],
-                [*right[:1], {"role": "user", "content": "The number is lower than 10. Guesses left: 4."}, *right[2:]],
+                [
+                    *right[:1],
+                    {"role": "user", "content": "The number is lower than 10. Guesses left: 4."},
+                    *right[2:],
+                ],
                 as_said("12", self.form),
             ),
         )

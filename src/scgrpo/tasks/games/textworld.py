@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from scgrpo.errors import ConfigError, MissingExtraError
-from scgrpo.tasks.base import Canned, Completion, Row, Split, Verdict
-from scgrpo.tasks.environment import Step, scripted
-from scgrpo.tasks.games.actions import Form, Prompting, TextGame, action_in, as_said, checked, how_to_answer
+from scgrpo.tasks.base import Canned, Message, Row, Split, Verdict
+from scgrpo.tasks.environment import Prompting, Step, scripted
+from scgrpo.tasks.games.actions import Form, TextGame, action_in, as_said, checked, how_to_answer
 from scgrpo.tasks.procedural import user_prompt
 
 # Seeds of the eval games start here; there are never so many training games.
@@ -64,9 +64,7 @@ class TextAdventure:
     ) -> None:
         textworld = _textworld()
         names = ("feedback", "description", "objective", "won", "lost", "score", "max_score")
-        infos = textworld.EnvInfos(
-            **dict.fromkeys(names, True), admissible_commands=True, policy_commands=True
-        )
+        infos = textworld.EnvInfos(**dict.fromkeys(names, True), admissible_commands=True, policy_commands=True)
         self._game = textworld.start(str(file), request_infos=infos)
         self.state = self._game.reset()
         self.max_turns, self.form, self.partial, self.show_commands = max_turns, form, partial, show_commands
@@ -196,7 +194,7 @@ class TextWorldTask(TextGame):
     def environment(self, row: Mapping[str, Any]) -> TextAdventure:
         return self._start(row["seed"], row["max_turns"])
 
-    def solution(self, row: Mapping[str, Any], rng: random.Random) -> Completion:
+    def solution(self, row: Mapping[str, Any], rng: random.Random) -> list[Message]:
         """The game's own plan."""
         game = self.environment(row)
         try:
@@ -206,7 +204,7 @@ class TextWorldTask(TextGame):
 
     def canned(self) -> Canned:
         row = self.row(0)
-        right = list(self.solution(row, random.Random(0)))
+        right = self.solution(row, random.Random(0))
         game = self.environment(row)
         try:
             lost = scripted(game, lambda _: as_said("look", self.form))
@@ -239,7 +237,11 @@ class TextWorldTask(TextGame):
     def _make(self, seed: int, path: Path) -> None:
         generator = _textworld().generator
         options = _textworld().GameOptions()
-        options.nb_rooms, options.nb_objects, options.quest_length = self.num_rooms, self.num_objects, self.quest_length
+        options.nb_rooms, options.nb_objects, options.quest_length = (
+            self.num_rooms,
+            self.num_objects,
+            self.quest_length,
+        )
         options.seeds, options.path = seed, str(path)
         try:
             generator.compile_game(generator.make_game(options), options)
