@@ -64,7 +64,7 @@ def test_the_algebra_alone_reads_every_reference_answer() -> None:
         {"answer": f"\\boxed{{{row['answer']}}}", "gold": row["answer"], "timeout_s": 2}
         for row in load("math500.jsonl")
     ]
-    with VerifierPool("scgrpo.tasks._math_grading:grade") as pool:
+    with VerifierPool("scgrpo.tasks.math.grading:grade") as pool:
         assert agreeing(pool.grade(items), [True] * 500) == 500
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from scgrpo.errors import ConfigError, DataError, ShapeError
 from scgrpo.tasks import Status, get_task
-from scgrpo.tasks._math_answers import clean_gold, final_answer, quick_score
 from scgrpo.tasks.math import INSTRUCTION, MathTask
+from scgrpo.tasks.math.answers import clean_gold, final_answer, quick_score, text_score
 
 GSM8K = Path(__file__).parents[1] / "fixtures" / "gsm8k" / "train.jsonl"
 
@@ -59,7 +59,17 @@ def test_only_the_end_of_an_unmarked_completion_is_read() -> None:
 def test_joined_boxes_are_one_answer() -> None:
     assert final_answer(r"$\boxed{540}$ or $\boxed{541}$") == (r"$\boxed{540}$ and $\boxed{541}$", None)
     assert final_answer(r"\boxed{1}, \boxed{2}, and \boxed{3}").text == r"$\boxed{1}$ and $\boxed{2}$ and $\boxed{3}$"
+    assert final_answer(r"\boxed{1} \quad \text{and} \quad \boxed{2}").text == r"$\boxed{1}$ and $\boxed{2}$"
     assert final_answer(r"\boxed{1}, so \boxed{2}").short == "2"
+    assert final_answer(r"\boxed{1} \text{ in part (a) and } \boxed{2}").short == "2"
+
+
+def test_a_long_answer_is_wrong_unless_it_is_the_reference() -> None:
+    long = "+".join(map(str, range(400)))
+    assert text_score(final_answer(rf"\boxed{{{long}}}"), "79800") == 0.0
+    assert text_score(final_answer(rf"\boxed{{{long}}}"), long) == 1.0
+    assert text_score(final_answer(" and ".join([rf"\boxed{{{long}}}"] * 4)), "79800") == 0.0
+    assert text_score(final_answer(r"\boxed{1+2}"), "3") is None
 
 
 def test_hostile_nesting_costs_the_parent_little() -> None:
@@ -109,11 +119,34 @@ def test_what_needs_no_algebra(answer: str, gold: str, score: float | None) -> N
         (18.0, "18"),
         (2.5, "2.5"),
         (r"\left(1, 2\right)", r"\left(1, 2\right)"),
-        ("", ""),
+        (["$2 n-2$"], "2 n-2"),
+        (["1,000"], "1000"),
+        ("$\\frac{1}{2}$.", r"\frac{1}{2}"),
+        (r"$a$ or $b$", r"$a$ or $b$"),
+        (r"\$18", r"\$18"),
+        ("0", "0"),
+        (0, "0"),
     ],
 )
 def test_reference_answers_are_found_in_their_columns(column: object, gold: str) -> None:
     assert clean_gold(column) == gold
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ("", "no answer"),
+        (None, "no answer"),
+        ("Some text. #### ", "no answer"),
+        (r"so \boxed{ }", "no answer"),
+        ([], "0 answers"),
+        (["1", "2"], "2 answers"),
+        ("so it is " * 100, "899 characters"),
+    ],
+)
+def test_what_is_no_single_reference_answer(column: object, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        clean_gold(column)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +299,11 @@ def test_bad_data_and_settings_are_named(tmp_path: Path) -> None:
         get_task("math", dataset_name=path, columns={"answer": "result"}).rows("train")
     with pytest.raises(ConfigError, match="no split 'test'"):
         get_task("gsm8k", dataset_name=str(GSM8K)).rows("test")
-    with pytest.raises(ConfigError, match="eval_fraction is 1"):
-        get_task("gsm8k", eval_fraction=1)
+    with pytest.raises(ConfigError, match=r"eval_fraction is 1\.5"):
+        get_task("gsm8k", eval_fraction=1.5)
+    with pytest.raises(ConfigError, match="on_bad_row is 'skip'"):
+        get_task("gsm8k", on_bad_row="skip")
+    with pytest.raises(ConfigError, match=r"no grader 'exact'. Choose math_verify or dapo"):
+        get_task("gsm8k", grader="exact")
     with pytest.raises(ConfigError, match="has no data"):
         get_task("math").rows("train")

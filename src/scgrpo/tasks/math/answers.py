@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-TAIL_CHARS = 500
+TAIL_CHARS = 500  # of a completion that marks no answer
+MAX_ANSWER_CHARS = 1000  # what is longer is no final answer; the longest reference of MATH-500 has 53
+_SEARCHED_CHARS = 50_000  # a box further from the end than this is not the final one
 _MAX_BOXES = 6  # as many as the algebraic comparison joins into one answer
 _BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
-_LAYOUT = re.compile(r"[\s$.]|\\[()\[\]]")
+_LAYOUT = re.compile(r"[\s$.}]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{")
 _ANSWER_LINE = re.compile(r"(?:answer\s*:|####)[ \t]*([^\n]+)", re.IGNORECASE)  # DAPO-Math's and GSM8K's form
+_FORMULA = re.compile(r"(\$\$?)([^$]*)\1\.?", re.DOTALL)
 _INTEGER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)")
 
 
@@ -36,7 +39,7 @@ class _Box(NamedTuple):
 
 def final_answer(completion: str) -> FinalAnswer:
     """The answer a completion ends with. What stands before a closing `</think>` is not looked at."""
-    text = completion.rpartition("</think>")[2]
+    text = completion[-_SEARCHED_CHARS:].rpartition("</think>")[2]
     boxes = _joined_boxes(text)
     if len(boxes) == 1:
         return FinalAnswer(f"\\boxed{{{boxes[0]}}}", boxes[0])
@@ -49,13 +52,37 @@ def final_answer(completion: str) -> FinalAnswer:
 
 def clean_gold(value: object) -> str:
     r"""The reference answer in a data set's column: what follows `####` (GSM8K) or stands in the last `\boxed{}`
-    (MATH), else the value itself; integers without commas, whole floats without `.0`."""
+    (MATH), else the value itself, or the only element of a list (OlympiadBench); without `$` around it, integers
+    without commas, whole floats without `.0`.
+
+    Raises:
+        ValueError: there is no answer, there are several, or what is there is too long to be one.
+    """
+    if isinstance(value, (list, tuple)):
+        if len(value) != 1:
+            raise ValueError(f"{len(value)} answers, not one")
+        value = value[0]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = str(value)
+    text = "" if value is None else str(value)
     boxes = [] if "####" in text else _boxes(text)
     text = _content(text, boxes[-1]) if boxes else text.rpartition("####")[2].strip()
+    formula = _FORMULA.fullmatch(text)
+    text = text if formula is None else formula[2].strip()
+    if not text:
+        raise ValueError("no answer")
+    if len(text) > TAIL_CHARS:
+        raise ValueError(f"{len(text)} characters, but no \\boxed{{}} or #### that marks an answer")
     return _integer(text) or text
+
+
+def text_score(answer: FinalAnswer, gold: str) -> float | None:
+    """The score where text decides: `quick_score`, and 0.0 for an answer that is empty or longer than
+    `MAX_ANSWER_CHARS`; None where algebra has to."""
+    if not answer.text.strip():
+        return 0.0
+    score = None if answer.short is None else quick_score(answer.short, gold)
+    return 0.0 if score is None and len(answer.text) > MAX_ANSWER_CHARS else score
 
 
 def quick_score(answer: str, gold: str) -> float | None:
