@@ -13,7 +13,7 @@ _BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 _LAYOUT = re.compile(r"[\s$.}]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{")
 _ANSWER_LINE = re.compile(r"(?:answer\s*:|####)[ \t]*([^\n]+)", re.IGNORECASE)  # DAPO-Math's and GSM8K's form
 _FORMULA = re.compile(r"(\$\$?)([^$]*)\1\.?", re.DOTALL)
-_INTEGER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)")
+_INTEGER = re.compile(r"([-+]?)([1-9]\d{0,2}(?:,\d{3})+|\d+)")  # 0,111 is no integer
 
 
 class FinalAnswer(NamedTuple):
@@ -52,8 +52,8 @@ def final_answer(completion: str) -> FinalAnswer:
 
 def clean_gold(value: object) -> str:
     r"""The reference answer in a data set's column: what follows `####` (GSM8K) or stands in the last `\boxed{}`
-    (MATH), else the value itself, or the only element of a list (OlympiadBench); without `$` around it, integers
-    without commas, whole floats without `.0`.
+    (MATH; in all of those joined like `a, b and c`), else the value itself, or the only element of a list
+    (OlympiadBench); without `$` around it, integers without commas, whole floats without `.0`.
 
     Raises:
         ValueError: there is no answer, there are several, or what is there is too long to be one.
@@ -65,8 +65,8 @@ def clean_gold(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value)
-    boxes = [] if "####" in text else _boxes(text)
-    text = _content(text, boxes[-1]) if boxes else text.rpartition("####")[2].strip()
+    boxes = [] if "####" in text else _joined_boxes(text)
+    text = ", ".join(boxes) if boxes else text.rpartition("####")[2].strip()
     formula = _FORMULA.fullmatch(text)
     text = text if formula is None else formula[2].strip()
     if not text:
