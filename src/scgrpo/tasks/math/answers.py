@@ -9,9 +9,13 @@ TAIL_CHARS = 500  # of a completion that marks no answer
 MAX_ANSWER_CHARS = 1000  # what is longer is no final answer; the longest reference of MATH-500 has 53
 _SEARCHED_CHARS = 50_000  # a box further from the end than this is not the final one
 _MAX_BOXES = 6  # as many as the algebraic comparison joins into one answer
-_BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+_BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\[{}]|[{}]")
+_BARE_BOX = re.compile(r"\\boxed\s*([^\s{}$]+)")  # MATH has a few `\boxed 5$`
 _LAYOUT = re.compile(r"[\s$.}]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{")
-_ANSWER_LINE = re.compile(r"(?:answer\s*:|####)[ \t]*([^\n]+)", re.IGNORECASE)  # DAPO-Math's and GSM8K's form
+_ANSWER_LINE = re.compile(r"(?:answer[\s*]*:|####)[\s*]*([^\n]+)", re.IGNORECASE)  # DAPO-Math's and GSM8K's form
+_PROSE = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z]{2,}.*?[^\\A-Za-z][A-Za-z]{2,}|\$|\\[(\[]"
+)  # two words, or a formula's ends
 _FORMULA = re.compile(r"(\$\$?)([^$]*)\1\.?", re.DOTALL)
 _INTEGER = re.compile(r"([-+]?)([1-9]\d{0,2}(?:,\d{3})+|\d+)")  # 0,111 is no integer
 
@@ -20,8 +24,8 @@ class FinalAnswer(NamedTuple):
     """The part of a completion that is graded.
 
     Attributes:
-        text: what the algebraic comparison reads: the last box (all of `a, b and c` if boxes are joined like that),
-            or the last characters of a completion without a box.
+        text: what the algebraic comparison reads: the last box (all of `a, b and c` if boxes are joined like that);
+            without one what is marked as the answer, in a box unless it is a sentence; else the last characters.
         short: the bare answer where one is marked: the content of the last box, or what follows `Answer:` or `####`.
     """
 
@@ -46,8 +50,11 @@ def final_answer(completion: str) -> FinalAnswer:
     if boxes:  # "540 or 541" is one answer of two parts, not the last of them
         return FinalAnswer(" and ".join(f"$\\boxed{{{box}}}$" for box in boxes), None)
     tail = text[-TAIL_CHARS:]
-    marked = _ANSWER_LINE.findall(tail)
-    return FinalAnswer(tail, marked[-1] if marked else None)
+    marked = list(_ANSWER_LINE.finditer(tail))
+    if not marked:
+        return FinalAnswer(tail, None)
+    bare = _plain(marked[-1][1])
+    return FinalAnswer(tail[marked[-1].start() :] if _PROSE.search(bare) else f"\\boxed{{{bare}}}", marked[-1][1])
 
 
 def clean_gold(value: object) -> str:
@@ -65,7 +72,7 @@ def clean_gold(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value)
-    boxes = [] if "####" in text else _joined_boxes(text)
+    boxes = [] if "####" in text else _joined_boxes(text) or _BARE_BOX.findall(text)[-1:]
     text = ", ".join(boxes) if boxes else text.rpartition("####")[2].strip()
     formula = _FORMULA.fullmatch(text)
     text = text if formula is None else formula[2].strip()
@@ -134,7 +141,7 @@ def _boxes(text: str) -> list[_Box]:
     boxes: list[_Box] = []
     opened: list[tuple[bool, int, int]] = []
     for token in _BRACES.finditer(text):
-        if token[0].startswith("\\boxed"):
+        if len(token[0]) > 2:
             opened.append((True, token.start(), token.end()))
         elif token[0] == "{":
             opened.append((False, 0, 0))
