@@ -170,6 +170,16 @@ def test_dapo_rows(grader: str, caplog: pytest.LogCaptureFixture) -> None:
     assert task._pool is None
 
 
+@needs_data
+def test_training_rows_in_another_spelling_of_the_evaluation(caplog: pytest.LogCaptureFixture) -> None:
+    """The same 30 problems from two sources: most differ in white space alone, seven in words."""
+    path = DATA / "dapo_format_aime24_960rows.parquet"
+    task = get_task("dapo_math_raw", dataset_name=str(path), eval_dataset_name=str(DATA / "aime24.jsonl"))
+    with caplog.at_level("WARNING"):
+        assert told("not recognised", len(task.rows("train")), 30) <= 7
+    assert "23 training rows are evaluation problems" in caplog.text
+
+
 # Cases of math-verify's own suite that are decided otherwise here, and why.
 OTHERWISE = {
     31: "needs its option strict=False: variables of any name are equal",

@@ -114,7 +114,7 @@ def test_a_problem_is_known_in_the_wording_of_dapo_too(tmp_path: Path) -> None:
     train = write_jsonl(
         tmp_path / "train.jsonl", [{"prompt": wrapped, "answer": 2}, {"prompt": "2 + 2?", "answer": 4}]
     )
-    test = write_jsonl(tmp_path / "test.jsonl", [{"problem": "What is $1 + 1$?", "answer": 2}])
+    test = write_jsonl(tmp_path / "test.jsonl", [{"problem": "What is $1+1$?", "answer": 2}])
     assert [r["answer"] for r in get_task("math", dataset_name=train, eval_dataset_name=test).rows("train")] == ["4"]
 
 

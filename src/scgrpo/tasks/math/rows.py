@@ -69,10 +69,17 @@ class PromptStyle:
 
 @dataclass
 class Problems:
-    """Rows of a source, and the data's own text of each solution by `problem_id`."""
+    """Rows of a source.
+
+    Attributes:
+        rows: each problem once.
+        solutions: by `problem_id`, the data's own text of the solution.
+        spellings: by `problem_id`, a hash without any white space: copies of a problem differ in that most.
+    """
 
     rows: list[Row]
     solutions: dict[str, str] = field(default_factory=dict)
+    spellings: dict[str, str] = field(default_factory=dict)
 
 
 def make_row(prompt: Any, answer: Any, style: PromptStyle, dataset: str = "") -> Row:
@@ -89,13 +96,20 @@ def make_row(prompt: Any, answer: Any, style: PromptStyle, dataset: str = "") ->
 
 
 def problem_id(prompt: Any) -> str:
-    """A hash of the problem: the same for a string, a lone user message and DAPO's wording around it, and whatever
-    the white space."""
+    """A hash of the problem: the same for a string, a lone user message and DAPO's wording around it, and however
+    much white space there is."""
+    return _short_hash(" ".join(_words(prompt)))
+
+
+def _words(prompt: Any) -> list[str]:
     messages = _messages(prompt)
     parts = [_text(m) if len(messages) == 1 else f"{m['role']}: {_text(m)}" for m in messages]
     wrapped = _DAPO_PROMPT.fullmatch(parts[0].strip()) if len(parts) == 1 else None
-    words = (wrapped[1] if wrapped else " ".join(parts)).split()
-    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
+    return (wrapped[1] if wrapped else " ".join(parts)).split()
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:12]
 
 
 def read_problems(source: Source, style: PromptStyle, on_bad_row: BadRows, task: str) -> Problems:
@@ -113,7 +127,7 @@ def read_problems(source: Source, style: PromptStyle, on_bad_row: BadRows, task:
     columns = _columns(raw, source.columns, where(0))
     wanted = [index for index, row in enumerate(raw) if _is_kept(row, source.keep)]
     _check_kept(raw, wanted, source, where(0))
-    solutions: dict[str, str] = {}
+    problems = Problems([])
     firsts: dict[str, Row] = {}
     bad: list[DataError] = []
     conflicts = 0
@@ -126,15 +140,19 @@ def read_problems(source: Source, style: PromptStyle, on_bad_row: BadRows, task:
                 raise
             bad.append(error)
             continue
-        solutions.setdefault(row["problem_id"], _solution(raw[index], found["answer"]))
-        conflicts += firsts.setdefault(row["problem_id"], row)["answer"] != row["answer"]
+        first = firsts.setdefault(row["problem_id"], row)
+        conflicts += first["answer"] != row["answer"]
+        if first is row:
+            problems.rows.append(row)
+            problems.solutions[row["problem_id"]] = _solution(raw[index], found["answer"])
+            problems.spellings[row["problem_id"]] = _short_hash("".join(_words(found["prompt"])))
     _report(task, source, len(raw), len(wanted), len(firsts), conflicts, bad)
-    if not firsts:
+    if not problems.rows:
         raise DataError(
             f"{source.name}: none of its {len(raw)} rows can be used; the first: {bad[0].problem}",
             "Check the columns, or fix the data.",
         )
-    return Problems(list(firsts.values()), solutions)
+    return problems
 
 
 def _row(found: Mapping[str, Any], style: PromptStyle, source: Source, where: Where, index: int) -> Row:

@@ -21,7 +21,7 @@ from scgrpo.errors import ConfigError, MissingExtraError, ShapeError
 from scgrpo.tasks.base import Canned, Row, Split, Task, Verdict
 from scgrpo.tasks.math.answers import FinalAnswer, final_answer, text_score
 from scgrpo.tasks.math.dapo import dapo_score
-from scgrpo.tasks.math.rows import BadRows, PromptStyle, Source, make_row, read_problems
+from scgrpo.tasks.math.rows import BadRows, Problems, PromptStyle, Source, make_row, read_problems
 from scgrpo.tasks.math.sets import SETS, find_source
 from scgrpo.tasks.pool import VerifierPool
 
@@ -109,15 +109,21 @@ class MathTask(Task):
         default, marks = _INSTRUCTIONS[grader]
         self._style = PromptStyle(default if instruction is None else instruction, marks, system_prompt)
         self._train = find_source(dataset_name, dataset_config, dataset_train_split, columns, keep)
-        test_split = SETS[dataset_name].test_split if dataset_name in SETS else dataset_test_split
-        self._eval = [self._train._replace(split=test_split)]
+        known = SETS.get(dataset_name or "")
+        self._eval = [self._train._replace(split=known.test_split if known else dataset_test_split)]
         if eval_dataset_name is not None:
             names = [eval_dataset_name] if isinstance(eval_dataset_name, str) else eval_dataset_name
             other = (eval_dataset_config, dataset_test_split, eval_columns, eval_keep)
             self._eval = [find_source(each, *other, evaluation=True) for each in names]
         self._own_eval = eval_dataset_name is None
         self._eval_fraction, self._split_seed, self._on_bad_row = eval_fraction, split_seed, on_bad_row
-        self._pool_settings = {"num_workers": num_workers, "timeout_s": timeout_s, "memory_mb": memory_mb}
+        self._new_pool = functools.partial(
+            VerifierPool,
+            "scgrpo.tasks.math.grading:grade",
+            num_workers=num_workers,
+            timeout_s=timeout_s,
+            memory_mb=memory_mb,
+        )
         self._solutions: dict[str, str] = {}
         self._pool: VerifierPool | None = None
         self._lock = threading.Lock()
@@ -188,7 +194,7 @@ class MathTask(Task):
     def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         with self._lock:
             if self._pool is None:
-                self._pool = VerifierPool("scgrpo.tasks.math.grading:grade", **self._pool_settings)
+                self._pool = self._new_pool()
             pool = self._pool
         # A comparison has several timed steps; the pool's deadline is above a few of them.
         step_s = max(1, int(pool.timeout_s / 4))
@@ -197,31 +203,32 @@ class MathTask(Task):
     @functools.cached_property
     def _splits(self) -> dict[Split, list[Row]]:
         if self._own_eval and not self._eval[0].has_split():
-            rows = self._read(self._train)
+            rows = self._read(self._train).rows
             held_out = _held_out(rows, self._eval_fraction, self._split_seed)
             return {
                 "train": [row for row in rows if row["problem_id"] not in held_out],
                 "eval": [row for row in rows if row["problem_id"] in held_out],
             }
-        first: dict[str, Row] = {}
+        evaluation: dict[str, Row] = {}
+        spellings: set[str] = set()
         for source in self._eval:
-            for row in self._read(source):
-                first.setdefault(row["problem_id"], row)
-        evaluation = list(first.values())
-        if self._train.name is None or (self._own_eval and self._eval_fraction == 1):
-            return {"train": [], "eval": evaluation}
-        train = self._read(self._train)
-        kept = [row for row in train if row["problem_id"] not in first]
-        if len(kept) < len(train):
-            logger.warning(
-                "%s: %d training rows are evaluation problems; dropped.", self.name, len(train) - len(kept)
-            )
-        return {"train": kept, "eval": evaluation}
+            problems = self._read(source)
+            spellings.update(problems.spellings.values())
+            for row in problems.rows:
+                evaluation.setdefault(row["problem_id"], row)
+        train: list[Row] = []
+        if self._train.name is not None and not (self._own_eval and self._eval_fraction == 1):
+            problems = self._read(self._train)
+            train = [row for row in problems.rows if problems.spellings[row["problem_id"]] not in spellings]
+            if len(train) < len(problems.rows):
+                dropped = len(problems.rows) - len(train)
+                logger.warning("%s: %d training rows are evaluation problems; dropped.", self.name, dropped)
+        return {"train": train, "eval": list(evaluation.values())}
 
-    def _read(self, source: Source) -> list[Row]:
+    def _read(self, source: Source) -> Problems:
         problems = read_problems(source, self._style, self._on_bad_row, self.name)
         self._solutions = problems.solutions | self._solutions
-        return problems.rows
+        return problems
 
 
 def _check_settings(name: str, eval_fraction: float, on_bad_row: str, grader: str) -> None:
