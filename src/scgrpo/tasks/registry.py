@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -71,6 +72,19 @@ def get_task(name: str, /, **options: Any) -> Task:
             f"Task {name!r} is a {type(task).__name__}.", "Its factory must return a scgrpo.tasks.Task."
         )
     return task
+
+
+def training_defaults(name: str) -> dict[str, Any]:
+    """What the task's class says about training on it, by the names of the trainer's settings. Empty for an unknown
+    task, and for a factory that is neither a class nor a `functools.partial` of one."""
+    try:
+        factory = _find(name)
+    except ConfigError:
+        return {}
+    made = factory.func if isinstance(factory, functools.partial) else factory
+    if not (isinstance(made, type) and issubclass(made, Task)):
+        return {}
+    return {"teacher_template": made.template, "success_threshold": made.success_threshold}
 
 
 def _find(name: str) -> TaskFactory:
