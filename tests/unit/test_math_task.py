@@ -323,6 +323,8 @@ def test_bad_data_and_settings_are_named(tmp_path: Path) -> None:
         get_task("gsm8k", dataset_name=str(GSM8K)).rows("test")
     with pytest.raises(ConfigError, match=r"eval_fraction is 1\.5"):
         get_task("gsm8k", eval_fraction=1.5)
+    with pytest.raises(ConfigError, match="eval_dataset_name is an empty list"):
+        get_task("gsm8k", eval_dataset_name=[])
     with pytest.raises(ConfigError, match="on_bad_row is 'skip'"):
         get_task("gsm8k", on_bad_row="skip")
     with pytest.raises(ConfigError, match=r"no grader 'exact'. Choose math_verify or dapo"):

@@ -112,7 +112,9 @@ class MathTask(Task):
         known = SETS.get(dataset_name or "")
         self._eval = [self._train._replace(split=known.test_split if known else dataset_test_split)]
         if eval_dataset_name is not None:
-            names = [eval_dataset_name] if isinstance(eval_dataset_name, str) else eval_dataset_name
+            names = [eval_dataset_name] if isinstance(eval_dataset_name, str) else list(eval_dataset_name)
+            if not names:
+                raise ConfigError("eval_dataset_name is an empty list.", "Name a data set, or leave it out.")
             other = (eval_dataset_config, dataset_test_split, eval_columns, eval_keep)
             self._eval = [find_source(each, *other, evaluation=True) for each in names]
         self._own_eval = eval_dataset_name is None
