@@ -30,7 +30,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared/ data fold
 
 @pytest.fixture(scope="module")
 def task() -> Iterator[MathTask]:
-    task = MathTask(timeout_s=20.0)
+    task = MathTask(timeout_s=120.0)  # the limits are of wall-clock time: a busy machine is no failure
     yield task
     task.close()
 
@@ -119,10 +119,10 @@ def test_math500_answers_are_found_in_solutions(task: MathTask) -> None:
 def test_the_algebra_alone_reads_every_reference_answer() -> None:
     """Without the comparison of text, which would hide it: the reference equals itself (the trap of raw golds)."""
     items = [
-        {"answer": f"\\boxed{{{row['answer']}}}", "gold": row["answer"], "timeout_s": 5}
+        {"answer": f"\\boxed{{{row['answer']}}}", "gold": row["answer"], "timeout_s": 30}
         for row in load("math500.jsonl")
     ]
-    with VerifierPool("scgrpo.tasks.math.grading:grade", timeout_s=20, memory_mb=1024) as pool:
+    with VerifierPool("scgrpo.tasks.math.grading:grade", timeout_s=120, memory_mb=1024) as pool:
         equal = agreeing(pool.grade(items), [True] * 500)
     assert told("MATH-500 references equal to themselves by algebra alone", equal, 500) == 500
 
