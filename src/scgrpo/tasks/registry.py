@@ -27,6 +27,14 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "math": "scgrpo.tasks.math:MathTask",
     "gsm8k": "scgrpo.tasks.math:gsm8k",
     "dapo_math": "scgrpo.tasks.math:dapo_math",
+    "dapo_math_raw": "scgrpo.tasks.math:dapo_math_raw",
+    "hendrycks_math": "scgrpo.tasks.math:hendrycks_math",
+    "aime24": "scgrpo.tasks.math:aime24",
+    "aime25": "scgrpo.tasks.math:aime25",
+    "math500": "scgrpo.tasks.math:math500",
+    "amc23": "scgrpo.tasks.math:amc23",
+    "minerva": "scgrpo.tasks.math:minerva",
+    "olympiadbench": "scgrpo.tasks.math:olympiadbench",
 }
 
 
