@@ -180,6 +180,7 @@ class FrozenLakeTask(TextGame, ProceduralTask):
     """
 
     name = "frozen_lake"
+    needs = "extra games"
     form: LakeForm
     words: tuple[str, ...] = ()
 

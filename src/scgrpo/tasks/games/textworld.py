@@ -128,6 +128,7 @@ class TextWorldTask(TextGame):
     """
 
     name = "textworld"
+    needs = "extra textworld"
 
     def __init__(
         self,

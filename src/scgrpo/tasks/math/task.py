@@ -79,6 +79,7 @@ class MathTask(Task):
     """
 
     template = "math"
+    needs = "extra math"
 
     def __init__(
         self,
