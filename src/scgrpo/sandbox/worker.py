@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -257,6 +257,3 @@ def sealed(data: bytes) -> int:
 def collecting() -> int:
     """A descriptor that a run writes to, within its limits, and that is read afterwards."""
     return os.memfd_create("scgrpo-output", os.MFD_CLOEXEC)
-
-
-Attempt = Callable[[Worker], Any]

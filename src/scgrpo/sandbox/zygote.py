@@ -10,17 +10,16 @@ import secrets
 import signal
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from scgrpo.errors import ConfigError, SandboxError
 from scgrpo.sandbox.base import CallResult, Judged, Limits, Outcome, Program, Result
 from scgrpo.sandbox.worker import Launch, Worker, WorkerDied, collecting, sealed
 
-_T = TypeVar("_T")
 _DEFAULT = Limits()
 _REPORT_BYTES = 10_000
 
@@ -104,7 +103,12 @@ class Zygote:
         if not arguments:
             return []
         total = total_wall_s or limits.wall_s * len(arguments)
-        order = {"source": source, "function": function, "arguments": [list(items) for items in arguments], "files": {}}
+        order = {
+            "source": source,
+            "function": function,
+            "arguments": [list(items) for items in arguments],
+            "files": {},
+        }
         errors = collecting()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         values = _Values(reading, limits)
@@ -291,6 +295,3 @@ def _close_all(workers: Sequence[Worker], owner: int) -> None:
         return
     for worker in workers:
         worker.stop()
-
-
-Run = Callable[[Worker], _T]

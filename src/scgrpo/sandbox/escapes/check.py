@@ -71,7 +71,11 @@ def bait() -> Iterator[Bait]:
         secret = folder / "secret.txt"
         secret.write_text("a secret of the host")
         secret.chmod(0o666)
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_UNIX) as unix:
+        with (
+            socket.socket() as tcp,
+            socket.socket(type=socket.SOCK_DGRAM) as udp,
+            socket.socket(socket.AF_UNIX) as unix,
+        ):
             tcp.bind(("127.0.0.1", 0))
             tcp.listen()
             udp.bind(tcp.getsockname())
@@ -125,5 +129,3 @@ def run_corpus(sandbox: Sandbox) -> Iterator[Finding]:
             yield run_attack(sandbox, attack, lure)
     for cheat in CHEATS:
         yield run_cheat(sandbox, cheat)
-
-

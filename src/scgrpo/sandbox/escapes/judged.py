@@ -8,7 +8,9 @@ _SUM = "assert f(2, 3) == 5\nassert f(-1, 1) == 0\nassert f(10, 20) == 30"
 _CLOSE = "import math\nassert abs(f(2, 3) - 5) < 1e-6\nassert math.isclose(f(1, 1), 2)"
 _MEMBER = "assert 5 in f(2, 3)\nassert 2 in f(1, 1)"
 _ORDER = "assert 5 <= f(2, 3) <= 5\nassert f(1, 1) >= 2 and not f(1, 1) > 2"
-_HELD = "result = f(2, 3)\nassert not result != 5, result\nassert {5: True}.get(result)\nassert [5].count(result) == 1"
+_HELD = (
+    "result = f(2, 3)\nassert not result != 5, result\nassert {5: True}.get(result)\nassert [5].count(result) == 1"
+)
 _TRIED = "try:\n    value = f(2, 3)\nexcept Exception:\n    value = None\nassert value == 5"
 _CHECK = "def check(candidate):\n    for a in range(5):\n        assert candidate(a, 1) == a + 1\ncheck(f)"
 

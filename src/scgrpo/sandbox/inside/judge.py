@@ -133,7 +133,11 @@ class _Judge:
             message = wire.receive(self.channel)
         except wire.Broken as error:
             raise self._fail(str(error)) from None
-        if not isinstance(message, list) or not message or message[0] not in ("ok", "raise", "call", "ready", "failed"):
+        if (
+            not isinstance(message, list)
+            or not message
+            or message[0] not in ("ok", "raise", "call", "ready", "failed")
+        ):
             raise self._fail("the candidate's process does not keep to the protocol")
         return message
 

@@ -122,9 +122,7 @@ class _Worker:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _finish(
-        self, request: dict[str, Any], pids: list[int], started: float, report: int, complaint: int
-    ) -> None:
+    def _finish(self, request: dict[str, Any], pids: list[int], started: float, report: int, complaint: int) -> None:
         last = os.pidfd_open(pids[-1])
         try:
             expired, stopped = self._wait(last, started + request["wall_s"])
@@ -155,9 +153,7 @@ class _Worker:
             return False, True
         return process not in ready, False
 
-    def _fork(
-        self, role: str, mine: list[int], request: dict[str, Any], folder: str | None, complaint: int
-    ) -> int:
+    def _fork(self, role: str, mine: list[int], request: dict[str, Any], folder: str | None, complaint: int) -> int:
         pid = os.fork()
         if pid:
             return pid
@@ -239,7 +235,7 @@ def _reach_library() -> list[int]:
     folders = [*folders, os.path.join(folders[-1], "lib-dynload")]
     if all(_others_may_enter(folder) for folder in folders):
         return []
-    numbers = []
+    numbers: list[int] = []
     for folder in folders:
         opened = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         number = _LIBRARY_AT + len(numbers)
