@@ -65,8 +65,8 @@ def open_sandbox(
     """Open a sandbox.
 
     Args:
-        backend: "zygote" (embedded, no dependencies), "bubblewrap", "remote" (needs `url`), or "auto": the embedded one,
-            where the kernel lacks Landlock bubblewrap if it works, else the embedded one without any files.
+        backend: "zygote" (embedded, no dependencies), "bubblewrap", "remote" (needs `url`), or "auto": the embedded
+            one; where the kernel lacks Landlock, bubblewrap if it works, else the embedded one without any files.
         num_workers: processes that run programs at the same time.
         allow_insecure: run even where the kernel gives no isolation. Your explicit word; logged as a warning.
         url: of the remote runner, up to and with `/run_code` (SandboxFusion) or `/execute` (Piston).

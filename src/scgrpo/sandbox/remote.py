@@ -1,7 +1,7 @@
-"""A runner behind HTTP: SandboxFusion's `/run_code` or Piston's `/execute`. How well it isolates is the server's affair.
+"""A runner behind HTTP: SandboxFusion's `/run_code` or Piston's `/execute`. How well it isolates is its own affair.
 
-What it cannot do: `judge`, which needs two processes that cannot reach each other; deadlines of single calls (all calls
-of `call` share one); CPU seconds; and outputs are cut here, after they were sent.
+What it cannot do: `judge`, which needs two processes that cannot reach each other; deadlines of single calls (all
+calls of `call` share one); CPU seconds. Outputs are cut here, after they were sent.
 """
 
 from __future__ import annotations
@@ -125,11 +125,9 @@ class Remote:
         )
 
     def _post(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        request = urllib.request.Request(  # noqa: S310 (the scheme was checked)
-            self.url, json.dumps(message).encode(), {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(self.url, json.dumps(message).encode(), {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
                 data = reply.read(_LARGEST_ANSWER + 1)
         except urllib.error.HTTPError as error:
             with error:

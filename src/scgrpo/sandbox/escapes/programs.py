@@ -157,7 +157,7 @@ for number in range(3, 1024):
 """),
     _attack("files", "leave a file for the next run", """
 each(lambda: (open("note", "w").write("x"), escaped("cwd")), lambda: (os.memfd_create("note"), escaped("memfd")),
-     lambda: (os.shm_open("note", 66) if hasattr(os, "shm_open") else libc.shm_open(b"/note", 66, 384) >= 0 and escaped()))
+     lambda: libc.shm_open(b"/note", 66, 384) >= 0 and escaped("shm"))
 """),
     _attack("files", "write to its own input files", """
 each(lambda: (os.write(0, b"x"), escaped("stdin")), lambda: (os.ftruncate(0, 0), escaped("truncate")))
@@ -174,7 +174,8 @@ for name in ("fork", "vfork"):
 """),
     _attack("processes", "execute", """
 import subprocess
-each(lambda: (subprocess.run([python, "-c", ""]), escaped("run")), lambda: os.execv(python, [python, "-c", "print('ESCAPED')"]),
+each(lambda: (subprocess.run([python, "-c", ""]), escaped("run")),
+     lambda: os.execv(python, [python, "-c", "print('ESCAPED')"]),
      lambda: os.posix_spawn(python, [python, "-c", ""], {}) and escaped("spawn"),
      lambda: os.system("true") == 0 and escaped("system"), lambda: os.popen("echo ESCAPED").read() and escaped())
 """),
