@@ -50,6 +50,7 @@ def main(control: int, opener: int, view: str, insecure: bool, missing: Sequence
         cage, notes = confine.prepare(view, insecure=insecure, missing=missing)
         preload.load(everything=cage.files == "none")
         cage.own_bytes = confine.address_space()
+        confine.hide()
     except Exception as error:  # noqa: BLE001 (the other side makes an error of it)
         _send(sock, {"ready": False, "detail": f"{type(error).__name__}: {error}"})
         os._exit(1)
