@@ -34,6 +34,7 @@ def _options() -> list[str]:
     options = [
         "--unshare-all",
         "--unshare-user",
+        "--as-pid-1",
         "--new-session",
         "--cap-drop",
         "ALL",
