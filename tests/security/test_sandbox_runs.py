@@ -117,7 +117,8 @@ def test_many_programs_keep_their_order(zygote: Zygote) -> None:
 
 
 def test_calls(zygote: Zygote) -> None:
-    source = "class Solution:\n    seen = 0\n    def f(self, a, b):\n        self.seen += 1\n        return a, [b], self.seen"
+    source = "class Solution:\n    seen = 0\n    def f(self, a, b):\n        self.seen += 1\n"
+    source += "        return a, [b], self.seen"
     values = [item.value for item in zygote.call(source, "f", [[1, "x"], [None, {"k": 2.5}]], AMPLE)]
     assert values == [[1, ["x"], 1], [None, [{"k": 2.5}], 2]]
     assert zygote.call("def f():\n    print('noise')\n    return True", "f", [[]], AMPLE)[0].value is True
