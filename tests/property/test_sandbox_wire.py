@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from scgrpo.sandbox.inside import wire
 
-scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() 
-    | st.complex_numbers(allow_nan=False) | st.decimals(allow_nan=False) | st.fractions() | st.dates() | st.timedeltas()
-)  # fmt: skip
+finite = st.floats(allow_nan=False) | st.complex_numbers(allow_nan=False) | st.decimals(allow_nan=False)
+exact = st.none() | st.booleans() | st.integers() | st.fractions() | st.dates() | st.timedeltas()
+scalars = finite | exact | st.text() | st.binary()
 keys = st.none() | st.booleans() | st.integers() | st.text() | st.tuples(st.integers(), st.text())
 values = st.recursive(
     scalars,

@@ -13,7 +13,8 @@ PASSING = {
     "plain values": ("def f(x): return x", """
 import collections, datetime, decimal, fractions
 for value in (None, True, 0, -1, 2**70, -(10**5000), 0.1, -0.0, float("inf"), "ä\\ud800", b"\\xff", bytearray(b"a"),
-              1j,               [1, [2]], (1, (2,)), {1, 2}, frozenset("ab"), {"k": [1], (1, 2): None}, range(3, 9, 2), int, ValueError,
+              1j, [1, [2]], (1, (2,)), {1, 2}, frozenset("ab"), {"k": [1], (1, 2): None}, range(3, 9, 2), int,
+              ValueError,
               decimal.Decimal("1.50"), fractions.Fraction(1, 3), collections.deque([1, 2], 5),
               datetime.date(2020, 2, 29),
               collections.Counter("aab"), collections.OrderedDict(a=1), datetime.timedelta(days=1, microseconds=3),

@@ -73,6 +73,20 @@ def test_files_can_be_read_and_imported(zygote: Zygote) -> None:
     assert zygote.run(Program("import os; print(os.path.exists('input.txt'))"), AMPLE).stdout == "False\n"
 
 
+def test_a_program_with_files_has_no_other_descriptors(zygote: Zygote) -> None:
+    source = """
+import os, stat
+for number in range(3, 256):
+    try:
+        mode = os.fstat(number).st_mode
+    except OSError:
+        continue
+    if not stat.S_ISDIR(mode):
+        print(number, oct(mode))
+"""
+    assert zygote.run(Program(source, files={"a": "b"}), AMPLE).stdout == ""
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "a\0b"])
 def test_files_are_plain_names(name: str) -> None:
     with pytest.raises(ConfigError):
