@@ -58,8 +58,12 @@ class Page:
     address: str = ""
 
     def text(self) -> str:
-        """Observation mode `text`: parts between ` [SEP] `."""
-        return SEPARATOR.join(part.text.strip() for part in self._visible())
+        """Observation mode `text`."""
+        return SEPARATOR.join(self.texts())
+
+    def texts(self) -> list[str]:
+        """The visible parts, without white space around them."""
+        return [part.text.strip() for part in self._visible()]
 
     def rich_text(self, visited: Collection[str]) -> str:
         """Observation mode `text_rich`: a part per line, with marks around what can be or has been clicked.

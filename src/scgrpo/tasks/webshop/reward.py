@@ -110,12 +110,17 @@ def _colour(option: Any) -> Any:
 
 
 def _ratio(text: str, wanted: Any) -> int:
-    # thefuzz makes a text of whatever it is given, and drops signs and letters beyond ASCII: of a pair, too.
-    return int(_token_set_ratio()(text, wanted))
+    # thefuzz makes a text of whatever it is given, a pair too, and drops signs and accented letters.
+    return int(token_set_ratio()(text, wanted))
 
 
 @cache
-def _token_set_ratio() -> Callable[[Any, Any], int]:
+def token_set_ratio() -> Callable[[Any, Any], int]:
+    """thefuzz's: how much of the words of two texts is the same, in percent.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         from thefuzz import fuzz
     except ImportError as error:

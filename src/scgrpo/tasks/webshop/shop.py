@@ -15,7 +15,7 @@ from scgrpo.tasks.webshop.goals import Goal
 from scgrpo.tasks.webshop.nouns import Nouns
 from scgrpo.tasks.webshop.pages import Page, PartKind
 from scgrpo.tasks.webshop.ranking import SearchIndex
-from scgrpo.tasks.webshop.reward import Reward, purchase_reward
+from scgrpo.tasks.webshop.reward import Reward, purchase_reward, token_set_ratio
 
 # Results that a search has at most.
 MAX_RESULTS = 50
@@ -30,6 +30,9 @@ class Shop:
     Attributes:
         strict, nouns: see `purchase_reward`.
         show_attributes: whether a product's page leads to its attributes, as the original's option `show_attrs`.
+
+    Raises:
+        MissingExtraError: a package that search or reward need is not installed.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Shop:
         strict: bool = True,
         show_attributes: bool = False,
     ) -> None:
+        token_set_ratio()  # what is missing is to be found out now, not in the middle of a rollout
         self.products = {product.asin: product for product in products}
         self.prices = prices
         self.nouns, self.strict, self.show_attributes = nouns, strict, show_attributes
