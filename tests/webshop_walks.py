@@ -1,8 +1,8 @@
 """Random walks through a shop, which ours and the original's must take alike.
 
 `tests/fixtures/webshop/original_walks.json` has been recorded with the original engine (princeton-nlp/WebShop,
-commit 64fa2a5) over the 1k catalogue, with our search engine (whose rankings another test compares with Lucene's), our
-seeded prices, and the nouns below in place of spaCy's. It holds hashes, and nothing of the products.
+commit 64fa2a5) over the 1k catalogue, with our search engine (whose rankings another test compares with Lucene's),
+our seeded prices, and the nouns below in place of spaCy's. It holds hashes, and nothing of the products.
 """
 
 from __future__ import annotations
@@ -104,4 +104,13 @@ def reward_hash(
 def queries_of(goal: Any) -> list[str]:
     """Of one of our goals."""
     title = goal.product.title
-    return [title, goal.instruction, goal.product.query, " ".join(goal.attributes), title[:20], "zzzz", "THE of", "a  b"]
+    return [
+        title,
+        goal.instruction,
+        goal.product.query,
+        " ".join(goal.attributes),
+        title[:20],
+        "zzzz",
+        "THE of",
+        "a  b",
+    ]

@@ -11,7 +11,7 @@ pytest.importorskip("nltk")
 pytest.importorskip("regex")
 
 from scgrpo.tasks.webshop.analysis import MAX_TOKEN_LENGTH, terms, tokens
-from scgrpo.tasks.webshop.ranking import B, K1, SearchIndex, stored_length
+from scgrpo.tasks.webshop.ranking import K1, B, SearchIndex, stored_length
 
 
 @pytest.mark.parametrize(

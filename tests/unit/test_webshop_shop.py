@@ -28,7 +28,9 @@ def products() -> list[Product]:
     return load_catalogue("1k", FIXTURE)
 
 
-def goals_of(products: Sequence[Product], kind: Any = "synthetic", seed: int = 0) -> tuple[dict[str, float], list[Goal]]:
+def goals_of(
+    products: Sequence[Product], kind: Any = "synthetic", seed: int = 0
+) -> tuple[dict[str, float], list[Goal]]:
     rng = random.Random(seed)
     prices = draw_prices(products, rng)
     return prices, draw_goals(products, prices, kind, rng, 233)
@@ -52,7 +54,8 @@ def test_products_are_read_as_the_original_reads_them(products: list[Product]) -
     assert (lamp.prices, lamp.price_tag) == ((100.0,), "$100.0")
     assert (sofa.prices, sofa.price_tag) == ((1200.0, 1300.5), "$1200.0 to $1300.5")
     assert (lamp.query, lamp.bullets) == ("lamps", ("Stands by itself",))
-    assert products[2].attributes == () and products[4].attributes == ("DUMMY_ATTR",)
+    assert products[2].attributes == ()
+    assert products[4].attributes == ("DUMMY_ATTR",)
     assert lamp.contents == (
         "  tall lamp of ash wood  stands by itself color: red, black | white, and trim: red, description"
     )
@@ -106,11 +109,14 @@ def test_a_catalogue_that_is_not_there_says_what_to_download(tmp_path: Path) -> 
         ("{}", "does not hold a list"),
         ("", "does not hold a list"),
         ('[{"asin": "A"', "item 0: not JSON, or cut off"),
-        ('[{"asin": "A"}]', r"product 0: not a WebShop product \(KeyError: 'pricing'|product 0: .*KeyError"),
+        ('[{"asin": "A"}]', "product 0: not a WebShop product .KeyError"),
         ("[1]", "item 0: not an object"),
         ("[]", "holds no products"),
-        ('[{"asin": "A", "name": null, "full_description": "", "small_description": [], "customization_options": ""}]',
-         "product 0"),
+        (
+            '[{"asin": "A", "name": null, "full_description": "", "small_description": [], '
+            '"customization_options": ""}]',
+            "product 0",
+        ),
     ],
 )
 def test_malformed_catalogues_are_named(items: str, wanted: str, tmp_path: Path) -> None:
@@ -156,7 +162,7 @@ def test_human_goals(products: list[Product], tmp_path: Path) -> None:
     _, goals = goals_of(products, "human")
     assert [goal.options for goal in goals] == [("standard",)]  # the one without attributes is left out
     assert goals[0].instruction.startswith("A big mug, please, and price lower than ")
-    with pytest.raises(DataError, match="no product|No product") as caught:
+    with pytest.raises(DataError, match="human instruction") as caught:
         goals_of(products[:2], "human")
     assert "items_human_ins.json" in caught.value.remedy
     with pytest.raises(ConfigError, match="Unknown goals"):
@@ -179,14 +185,22 @@ def test_pages_as_text(shop: Shop) -> None:
     assert list(way.page.clickables()) == ["search"]
     head = f"Instruction: [SEP] {instruction} [SEP] Back to Search"
     assert way.act("search[Tall LAMP]").text() == (
-        f"{head} [SEP] Page 1 (Total results: 1) [SEP] Next > [SEP] LAMP000001 [SEP] Tall Lamp of Ash Wood [SEP] $100.0"
+        f"{head} [SEP] Page 1 (Total results: 1) [SEP] Next > [SEP] LAMP000001 [SEP] Tall Lamp of Ash Wood "
+        "[SEP] $100.0"
     )
     assert way.act("click[lamp000001]").text() == (
         f"{head} [SEP] < Prev [SEP] color [SEP] red [SEP] black | white [SEP] trim [SEP] red [SEP] description [SEP] "
         "Tall Lamp of Ash Wood [SEP] Price: $100.0 [SEP] Rating: N.A. [SEP] Description [SEP] Features [SEP] Reviews "
         "[SEP] Buy Now"
     )
-    assert list(way.page.clickables())[:6] == ["back to search", "< prev", "description", "features", "reviews", "buy now"]
+    assert list(way.page.clickables())[:6] == [
+        "back to search",
+        "< prev",
+        "description",
+        "features",
+        "reviews",
+        "buy now",
+    ]
     assert way.act("click[features]").text() == f"{head} [SEP] < Prev [SEP] Stands by itself"
     assert way.act("click[< prev]").text().endswith("Buy Now")
     # What is empty, or white with a line break, is not there; a blank is.
@@ -217,15 +231,28 @@ def test_attributes_are_shown_on_request(products: list[Product]) -> None:
     way.act("search[lamp]")
     assert "click[attributes]" not in way.act("click[lamp000001]").text()
     assert "attributes" in way.page.clickables()
-    assert way.act("click[attributes]").text().endswith(
-        "< Prev [SEP] solid wood [SEP] easy clean [SEP] garden [SEP] lamps [SEP] Home › Lighting › Lamps"
+    assert (
+        way.act("click[attributes]")
+        .text()
+        .endswith("< Prev [SEP] solid wood [SEP] easy clean [SEP] garden [SEP] lamps [SEP] Home › Lighting › Lamps")
     )
 
 
 @pytest.mark.parametrize(
     "action",
-    ["", "buy", "search[]", "search", "click[]", "click[search]", "click[nothing]", "Click[search]", "x search[lamp] ",
-     "search[la\nmp]", "click[buy now]"],
+    [
+        "",
+        "buy",
+        "search[]",
+        "search",
+        "click[]",
+        "click[search]",
+        "click[nothing]",
+        "Click[search]",
+        "x search[lamp] ",
+        "search[la\nmp]",
+        "click[buy now]",
+    ],
 )
 def test_what_is_not_allowed_changes_nothing(shop: Shop, action: str) -> None:
     way = visit(shop)
@@ -255,8 +282,21 @@ def test_options_with_the_names_of_others(shop: Shop) -> None:
 
 def test_pages_of_results() -> None:
     many = [
-        Product(f"MANY{n:06d}", f"cup number {n}", "", ("",), (5.0,), "$5.0", {}, ("handy",), "x", "cups", "A › B",
-                "Find me cups", ("handy",))
+        Product(
+            f"MANY{n:06d}",
+            f"cup number {n}",
+            "",
+            ("",),
+            (5.0,),
+            "$5.0",
+            {},
+            ("handy",),
+            "x",
+            "cups",
+            "A › B",
+            "Find me cups",
+            ("handy",),
+        )
         for n in range(70)
     ]
     way = visit(Shop(many, dict.fromkeys((p.asin for p in many), 5.0), by_rules), "MANY000003")
@@ -291,7 +331,8 @@ def buy(shop: Shop, asin: str, *options: str) -> Visit:
 
 def test_a_purchase_ends_the_visit(shop: Shop) -> None:
     way = buy(shop, "SOFA000001")
-    assert way.reward is not None and way.reward.total == 1.0
+    assert way.reward is not None
+    assert way.reward.total == 1.0
     assert way.bought is shop.products["SOFA000001"]
     assert way.page.kind == "done"
     assert way.act("search[lamp]").kind == "done"

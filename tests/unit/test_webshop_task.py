@@ -57,15 +57,23 @@ def test_rows(task: WebShopTask) -> None:
     content = train[0]["prompt"][0]["content"]
     assert train[0]["instruction"] in content
     assert content.endswith("Page: 'Search'\nAdmissible actions:\n[\n'search[<your query>]',\n]")
-    assert "<think> </think>" in content and "15 actions" in content
-    assert "<reasoning> </reasoning>" in WebShopTask(**MINI, think_tag="reasoning").rows("eval")[0]["prompt"][0]["content"]
+    assert "<think> </think>" in content
+    assert "15 actions" in content
+    assert (
+        "<reasoning> </reasoning>"
+        in WebShopTask(**MINI, think_tag="reasoning").rows("eval")[0]["prompt"][0]["content"]
+    )
 
 
 def test_sampled_goals() -> None:
     whole = {row["problem_id"] for row in WebShopTask(**MINI).rows("train")}
-    drawn = [[row["problem_id"] for row in WebShopTask(**MINI, train_goals=10, goal_seed=s).rows("train")] for s in (0, 0, 1)]
+    drawn = [
+        [row["problem_id"] for row in WebShopTask(**MINI, train_goals=10, goal_seed=s).rows("train")]
+        for s in (0, 0, 1)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert set(drawn[0]) < whole and len(set(drawn[0])) == 10
+    assert set(drawn[0]) < whole
+    assert len(set(drawn[0])) == 10
     assert len(WebShopTask(**MINI, eval_goals=3).rows("eval")) == 3
     for option in ("train_goals", "eval_goals"):
         with pytest.raises(ConfigError, match=f"{option} is 31"):
@@ -107,7 +115,8 @@ def test_without_data_it_says_what_to_download_and_still_has_an_example() -> Non
     wrong = task.verify(canned.wrong, [canned.row] * len(canned.wrong))
     assert [verdict.score for verdict in right] == [1.0] * 2
     assert [verdict.score for verdict in wrong] == [0.0] * 4
-    assert "bought MINI" in right[1].detail and "1 of them invalid" in right[1].detail
+    assert "bought MINI" in right[1].detail
+    assert "1 of them invalid" in right[1].detail
     assert "nouns: rules" in right[1].detail
 
 
@@ -126,7 +135,8 @@ def test_rows_of_other_options_are_refused(task: WebShopTask) -> None:
 def test_an_invalid_answer_shows_the_same_page_again(task: WebShopTask) -> None:
     world = task.environment(task.rows("eval")[0])
     page, done = world.step(answer("search[kettle]"))
-    assert not done and "'click[mini000001]'," in page
+    assert not done
+    assert "'click[mini000001]'," in page
     for text in (answer("click[mini000009x]"), "no action", "<action>buy</action>", "", answer("click[kettle]")):
         assert world.step(text) == (page, False)
     assert (world.num_invalid, world.num_unparsed, world.num_steps) == (5, 2, 6)
@@ -171,7 +181,9 @@ def test_the_player_keeps_to_the_steps() -> None:
     rng = random.Random(0)
     task = WebShopTask(**MINI, max_steps=3)
     rows = [*task.rows("train"), *task.rows("eval")]
-    with_options = next(row for row in rows if " with " in row["instruction"].split(" dollars")[0] and ":" in row["instruction"])
+    with_options = next(
+        row for row in rows if " with " in row["instruction"].split(" dollars")[0] and ":" in row["instruction"]
+    )
     with pytest.raises(DataError, match="more than 3 actions"):
         task.solution(with_options, rng)
     without = next(row for row in rows if ":" not in row["instruction"])
@@ -190,7 +202,8 @@ def test_rich_observations() -> None:
     row = task.rows("eval")[0]
     world = task.environment(row)
     page = world.step(answer("search[kettle]")).observation
-    assert "[button] MINI000001 [button_]" in page and "Instruction" not in page
+    assert "[button] MINI000001 [button_]" in page
+    assert "Instruction" not in page
     world.step(answer("click[mini000001]"))
     page = world.step(answer("click[copper]")).observation
     assert page.startswith("Page: You have clicked copper.")
@@ -212,30 +225,41 @@ def test_step_prompts(task: WebShopTask) -> None:
     assert first["role"] == "user"
     assert row["instruction"] in first["content"]
     assert "Page: 'Search'\nAdmissible actions:\n[\n'search[<your query>]',\n]" in first["content"]
-    assert "15 of 15 actions left" in first["content"] and "You have taken" not in first["content"]
+    assert "15 of 15 actions left" in first["content"]
+    assert "You have taken" not in first["content"]
     assert task.step_prompt(row, [], "") == [first]
 
-    texts = [answer("search[kettle]"), "I think <action>CLICK[MINI000001]</action>", "What a nice long answer without any"]
+    texts = [
+        answer("search[kettle]"),
+        "I think <action>CLICK[MINI000001]</action>",
+        "What a nice long answer without any",
+    ]
     history, seen = step_history(task, row, texts)
     (prompt,) = task.step_prompt(row, history[:1], history[1][0])
     assert "[Observation 1: ''Search'', Action 1: 'search[kettle]']" in prompt["content"]
     (prompt,) = task.step_prompt(row, history, seen)
     content = prompt["content"]
-    assert "You have taken 3 actions. The last 2 pages" in content and "12 of 15 actions left" in content
+    assert "You have taken 3 actions. The last 2 pages" in content
+    assert "12 of 15 actions left" in content
     assert f"[Observation 2: '{page_of(history[1][0])}', Action 2: 'click[mini000001]']" in content
     assert "Action 3: 'g answer without any']" in content, "the end of what was no action"
-    assert "Observation 1" not in content and "<think>so" not in content
+    assert "Observation 1" not in content
+    assert "<think>so" not in content
     assert content.count("Admissible actions:") == 1, "only those of the page to answer"
     assert seen in content
 
 
 def test_step_prompts_with_more_or_less_history(task: WebShopTask) -> None:
     row = task.rows("eval")[0]
-    history, seen = step_history(task, row, [answer("search[kettle]"), answer("click[next >]"), answer("click[< prev]")])
+    history, seen = step_history(
+        task, row, [answer("search[kettle]"), answer("click[next >]"), answer("click[< prev]")]
+    )
     none = WebShopTask(**MINI, history_length=0).step_prompt(row, history, seen)[0]["content"]
-    assert "Observation" not in none and "12 of 15" in none
+    assert "Observation" not in none
+    assert "12 of 15" in none
     everything = WebShopTask(**MINI, history_length=9).step_prompt(row, history, seen)[0]["content"]
-    assert "The last 3 pages" in everything and "Observation 1" in everything
+    assert "The last 3 pages" in everything
+    assert "Observation 1" in everything
     short = WebShopTask(**MINI, max_prompt_chars=len(none) + 10).step_prompt(row, history, seen)[0]["content"]
     assert short == none, "what would be too long is left out"
 
@@ -256,4 +280,5 @@ def test_titles_with_brackets_can_be_searched_for() -> None:
     assert found is not None
     for action in found:
         way.act(action)
-    assert way.reward is not None and way.num_ignored == 0
+    assert way.reward is not None
+    assert way.num_ignored == 0

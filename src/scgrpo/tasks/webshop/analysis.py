@@ -13,10 +13,11 @@ from typing import Any
 
 from scgrpo.errors import MissingExtraError
 
-STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()
+_STOP = (
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they "
+    "this to was will with"
 )
+STOP_WORDS = frozenset(_STOP.split())
 # Lucene cuts longer words into pieces of this length.
 MAX_TOKEN_LENGTH = 255
 

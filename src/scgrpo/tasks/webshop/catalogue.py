@@ -47,7 +47,10 @@ _FILES: dict[str, _Files] = {
         "setup.sh -d small",
     ),
     "full": _Files(
-        "items_shuffle.json", ("products_docs.jsonl", "resources/documents.jsonl"), "items_ins_v2.json", "setup.sh -d all"
+        "items_shuffle.json",
+        ("products_docs.jsonl", "resources/documents.jsonl"),
+        "items_ins_v2.json",
+        "setup.sh -d all",
     ),
     "mini": _Files("items_shuffle_mini.json", (), "items_ins_v2_mini.json", ""),
 }
@@ -118,18 +121,18 @@ def load_catalogue(
         raise ConfigError(f"Unknown catalogue {name!r}.", f"Choose one of {', '.join(get_args(CatalogueName))}.")
     if name == "mini":
         if data_dir is not None:
-            raise ConfigError("The catalogue `mini` is in the box, but a data_dir is given.", "Leave one of them out.")
+            raise ConfigError(
+                "The catalogue `mini` is in the box, but a data_dir is given.", "Leave one of them out."
+            )
         data_dir = _MINI
     files = _FILES[name]
     folder = _folder(data_dir, name)
     products_file = _first_file(folder, (files.items, *files.documents), name)
     attributes = json_object(_first_file(folder, (files.attributes,), name))
     human = json_object(folder / HUMAN_FILE) if (folder / HUMAN_FILE).is_file() else {}
-    if products_file.name == files.items:
-        read: Iterable[Any] = json_list(products_file)
-        make = _from_item
-    else:
-        read, make = json_lines(products_file), _from_document
+    scraped = products_file.name == files.items
+    read = json_list(products_file) if scraped else json_lines(products_file)
+    make = _from_item if scraped else _from_document
     products = list(_products(read, make, attributes, human, products_file, num_products))
     if not products:
         raise DataError(f"{products_file} holds no products.", _download(name))
@@ -185,18 +188,13 @@ def _products(
                 attributes=tuple(found.get("attributes", ("DUMMY_ATTR",))),
                 instruction=found.get("instruction"),
                 instruction_attributes=tuple(found.get("instruction_attributes") or ()),
-                human=_human(human.get(asin) or fields_of(raw).get("instructions") or ()),
+                human=_human(human.get(asin) or raw.get("product", raw).get("instructions") or ()),
             )
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             raise DataError(
                 f"{path}, product {index}: not a WebShop product ({type(error).__name__}: {error}).",
                 "Download the file again, or leave the product out.",
             ) from error
-
-
-def fields_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The product inside a document of the search engine; an item is one already."""
-    return raw.get("product", raw)
 
 
 def _human(instructions: Iterable[Mapping[str, Any]]) -> tuple[HumanInstruction, ...]:

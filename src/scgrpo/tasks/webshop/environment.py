@@ -58,5 +58,7 @@ class WebShopEnvironment:
         if reward is None or product is None:
             return Verdict(0.0, detail=f"nothing bought; {counts}")
         score = float(reward.total == 1) if self._reward == "success" else reward.total
-        detail = f"bought {product.asin} for a reward of {reward.total:.3g} ({reward}; nouns: {self._nouns}); {counts}"
+        detail = (
+            f"bought {product.asin} for a reward of {reward.total:.3g} ({reward}; nouns: {self._nouns}); {counts}"
+        )
         return Verdict(score, detail=detail)

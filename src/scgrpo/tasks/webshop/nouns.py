@@ -18,18 +18,19 @@ Nouns = Callable[[str], list[str]]  # title -> its nouns in lower case, with rep
 NounsName = Literal["rules", "spacy"]
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
-_NO_NOUNS = frozenset(
-    "a about above after all also am an and any are as at be because been before being below between both but by can "
-    "could did do does down during each few for from had has have he her here his how i if in into is it its just me "
-    "more most my no nor not now of off on once only or other our out over own per she should so some such than that "
-    "the their them then there these they this those through to too under until up us very via was we were what when "
-    "where which while who whom why will with without would you your "
-    "new best great good perfect easy high low long short small large big little mini full extra super ultra soft "
-    "hard heavy light slim thick thin wide deep fast quick multi double single dual adjustable portable wireless "
-    "waterproof compatible natural organic durable comfortable casual fashionable elegant sexy cute funny vintage "
-    "classic modern black white red blue green yellow brown grey gray pink purple orange beige "
-    "x s m l xl xxl cm mm ft oz lb lbs ml kg inch inches pcs".split()
+_NO_NOUN = (
+    "a about above after all also am an and any are as at be because been before being below between both but by "
+    "can could did do does down during each few for from had has have he her here his how i if in into is it its "
+    "just me more most my no nor not now of off on once only or other our out over own per she should so some such "
+    "than that the their them then there these they this those through to too under until up us very via was we "
+    "were what when where which while who whom why will with without would you your new best great good perfect "
+    "easy high low long short small large big little mini full extra super ultra soft hard heavy light slim thick "
+    "thin wide deep fast quick multi double single dual adjustable portable wireless waterproof compatible natural "
+    "organic durable comfortable casual fashionable elegant sexy cute funny vintage classic modern black white red "
+    "blue green yellow brown grey gray pink purple orange beige x s m l xl xxl cm mm ft oz lb lbs ml kg inch inches "
+    "pcs"
 )
+_NO_NOUNS = frozenset(_NO_NOUN.split())
 
 
 def by_rules(title: str) -> list[str]:

@@ -89,7 +89,7 @@ class Page:
         return chosen + "".join(f"{line}\n" for line in lines)
 
     def clickables(self) -> dict[str, Part]:
-        """What can be clicked, by name. Where an option has the name of another one or of a button, the last counts."""
+        """What can be clicked, by name. Where an option has another's name, or a button's, the last one counts."""
         found = {}
         for kinds in ((PartKind.BUTTON,), (PartKind.PRODUCT,), (PartKind.OPTION,)):
             for part in self.parts:

@@ -1,4 +1,4 @@
-"""A player who knows which product is meant: demonstrations, canned transcripts, and how much can be reached at all."""
+"""A player who knows which product is meant: for demonstrations, and to see how much can be reached at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from scgrpo.tasks.webshop.goals import Goal
 from scgrpo.tasks.webshop.pages import BUY, NEXT, PAGE_SIZE
 from scgrpo.tasks.webshop.shop import Shop
-
 
 
 def winning_actions(shop: Shop, goal: Goal, max_steps: int, rng: random.Random) -> list[str] | None:

@@ -20,19 +20,21 @@ _SHOWN_OF_NONE = 20
 
 _ROLE = "You are shopping in WebShop, a shop on the web that you see as text and use by actions."
 _HOW = (
-    "Take one action now. First reason step by step about where you are and which admissible action brings you closer "
-    "to the purchase, inside <{think}> </{think}> tags. Then write that one action, as it stands in the list (with "
-    "words of your own in a search), inside <action> </action> tags."
+    "Take one action now. First reason step by step about where you are and which admissible action brings you "
+    "closer to the purchase, inside <{think}> </{think}> tags. Then write that one action, as it stands in the list "
+    "(with words of your own in a search), inside <action> </action> tags."
 )
 _FIRST = (
     "{role}\nYour task: {instruction}\n\n"
-    "Each of my messages shows the page that you see and its admissible actions. You have {max_steps} actions, and the "
-    "visit ends when you buy. {how}\n\n{observation}"
+    "Each of my messages shows the page that you see and its admissible actions. You have {max_steps} actions, and "
+    "the visit ends when you buy. {how}\n\n{observation}"
 )
 _STEP = (
     "{role}\nYour task: {instruction}\n\n{history}{observation}\n\n{how} You have {left} of {max_steps} actions left."
 )
-_HISTORY = "You have taken {taken} actions. The last {shown} pages and what you did there:\n{lines}\nNow you see this.\n"
+_HISTORY = (
+    "You have taken {taken} actions. The last {shown} pages and what you did there:\n{lines}\nNow you see this.\n"
+)
 
 
 def parse_action(text: str) -> str | None:

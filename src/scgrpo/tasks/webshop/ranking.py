@@ -27,8 +27,10 @@ _NUM_FREE = 24
 
 
 def stored_length(length: int) -> int:
-    """A document's length in terms as Lucene's one-byte norm gives it back (`SmallFloat.intToByte4`): never longer, less
-    than an eighth shorter."""
+    """A document's length in terms as Lucene's one-byte norm gives it back (`SmallFloat.intToByte4`).
+
+    Never longer, and less than an eighth shorter.
+    """
     rest = length - _NUM_FREE
     if rest < 16:
         return length

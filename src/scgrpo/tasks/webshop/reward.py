@@ -6,9 +6,9 @@ where `attributes` and `options` count the wanted ones that the purchase has, by
 ratio above 85), and `type` in {0, 0.1, 0.5, 1} says how alike the two products are.
 
 The original compares the options of a synthetic goal wrongly: not the wanted value, but the text of the pair, as in
-`('size', 'standard')`, is compared with the chosen values, and of the chosen one only a colour's name, as in `tan`, if
-it is in there somewhere. So buying exactly what was asked for is not always worth 1. `strict` says whether that is
-kept.
+`('size', 'standard')`, is compared with the chosen values, and of the chosen one only a colour's name, as in `tan`,
+if it is in there somewhere. So buying exactly what was asked for is not always worth 1. `strict` says whether that
+is kept.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from scgrpo.tasks.webshop.nouns import Nouns
 _ALIKE = 85  # a ratio above this is a match
 
 # Colours that the original knows, in its order, which decides where one is part of another or two are in one name.
-COLOURS = (
-    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo "
-    "caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream crystal "
-    "dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather indigo "
-    "ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha multicolor "
-    "mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal rust sand "
-    "sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise violet walnut "
-    "wheat white wine yellow"
-).split()
+_COLOURS = (
+    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel "
+    "camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry "
+    "cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey "
+    "heather indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight "
+    "mint mocha multicolor mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow "
+    "red rose royal rust sand sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal "
+    "tiger turquoise violet walnut wheat white wine yellow"
+)
+COLOURS = tuple(_COLOURS.split())
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ class Visit:
         return self.page
 
     def _go_to_search(self) -> None:
-        self._words, self._number, self._product = "", 1, None
+        self._words, self._number = "", 1
+        self._product: Product | None = None
         self.chosen: dict[str, str] = {}
         self.visited: set[str] = set()
         self.page = pages.search_page(self.goal.instruction)
@@ -117,7 +118,7 @@ class Visit:
         else:
             if part.kind is PartKind.PRODUCT:
                 self._product = self.shop.products[part.text]
-                self.visited.add(self._product.asin)
+                self.visited.add(part.text)
             elif part.kind is PartKind.OPTION:
                 self.chosen[part.name] = name
             self._show_item()

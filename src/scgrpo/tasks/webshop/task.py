@@ -87,9 +87,7 @@ class WebShopTask(EnvironmentTask):
             reward=(reward, RewardKind),
             nouns=(nouns, NounsName),
         )
-        _check_counts(
-            num_products=num_products, train_goals=train_goals, eval_goals=eval_goals, max_steps=max_steps
-        )
+        _check_counts(num_products=num_products, train_goals=train_goals, eval_goals=eval_goals, max_steps=max_steps)
         self._settings = StockSettings(
             catalogue=catalogue,
             data_dir=None if data_dir is None else str(data_dir),
@@ -143,9 +141,7 @@ class WebShopTask(EnvironmentTask):
             DataError: the row was made with other options.
         """
         stock, goal = open_stock(self._settings_of(row)), self._goal(row)
-        return WebShopEnvironment(
-            stock.shop, goal, self._mode, self.max_turns, self._reward, self._settings.nouns
-        )
+        return WebShopEnvironment(stock.shop, goal, self._mode, self.max_turns, self._reward, self._settings.nouns)
 
     def _settings_of(self, row: Mapping[str, Any]) -> StockSettings:
         """Of the row's shop: the task's own, or the one in the box, from which canned rows are."""
