@@ -36,7 +36,8 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_tasks() -> None:
-    assert task_names() == ["countdown", "countdown-undo", "dapo_math", "gsm8k", "math", "maze", "reach", "style"]
+    names = ["countdown", "countdown-undo", "dapo_math", "gsm8k", "math", "maze", "reach", "style", "webshop"]
+    assert task_names() == names
     for name in task_names():
         task = get_task(name)
         assert task.name == name

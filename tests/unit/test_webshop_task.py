@@ -95,7 +95,7 @@ def test_goals_that_repeat_evaluation_goals_are_not_trained_on() -> None:
         ({"observation": "html"}, "Unknown observation"),
         ({"reward": "x"}, "Unknown reward"),
         ({"nouns": "x"}, "Unknown nouns"),
-        ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_steps": 2}, "max_steps is 2"),
         ({"train_goals": -1}, "train_goals is -1"),
         ({"shuffle": 1}, "has no option"),
     ],
@@ -118,6 +118,15 @@ def test_without_data_it_says_what_to_download_and_still_has_an_example() -> Non
     assert "bought MINI" in right[1].detail
     assert "1 of them invalid" in right[1].detail
     assert "nouns: rules" in right[1].detail
+
+
+@pytest.mark.parametrize("max_steps", [3, 4, 7, 8])
+def test_the_example_keeps_to_the_steps(max_steps: int) -> None:
+    task = WebShopTask(max_steps=max_steps, reward="success", observation="text_rich", think_tag="thought")
+    canned = task.canned()
+    assert len(canned.right) == (2 if max_steps == 8 else 1)
+    for wanted, completions in ((1.0, canned.right), (0.0, canned.wrong)):
+        assert {v.score for v in task.verify(completions, [canned.row] * len(completions))} == {wanted}
 
 
 def test_rows_of_other_options_are_refused(task: WebShopTask) -> None:

@@ -20,6 +20,9 @@ from scgrpo.tasks.webshop.pages import ObservationMode
 from scgrpo.tasks.webshop.player import transcript_actions, winning_actions
 from scgrpo.tasks.webshop.stock import StockSettings, open_stock
 
+# Steps of the shortest purchase: search, look at a product, buy.
+SHORTEST = 3
+
 
 class WebShopTask(EnvironmentTask):
     """Buy what an instruction asks for. Columns: `goal` (its number), `instruction`, `catalogue`.
@@ -87,7 +90,9 @@ class WebShopTask(EnvironmentTask):
             reward=(reward, RewardKind),
             nouns=(nouns, NounsName),
         )
-        _check_counts(num_products=num_products, train_goals=train_goals, eval_goals=eval_goals, max_steps=max_steps)
+        _check_counts(num_products=num_products, train_goals=train_goals, eval_goals=eval_goals)
+        if max_steps < SHORTEST:
+            raise ConfigError(f"max_steps is {max_steps}.", f"A purchase takes at least {SHORTEST}.")
         self._settings = StockSettings(
             catalogue=catalogue,
             data_dir=None if data_dir is None else str(data_dir),
@@ -206,7 +211,8 @@ class WebShopTask(EnvironmentTask):
         """A row of the catalogue in the box, whichever catalogue the task has."""
         settings = _canned_settings(self._settings)
         stock = open_stock(settings)
-        number = next(i for i, goal in enumerate(stock.goals) if len(goal.options) == 1)
+        num_options = min(1, self.max_turns - SHORTEST)
+        number = next(i for i, goal in enumerate(stock.goals) if len(goal.options) == num_options)
         goal = stock.goals[number]
         row = self._row(number, goal, settings)
         found = winning_actions(stock.shop, goal, self.max_turns, random.Random(0))
@@ -214,9 +220,10 @@ class WebShopTask(EnvironmentTask):
         right = self._played(row, found)
         other = next(p for p in stock.shop.products.values() if p.category != goal.product.category)
         wandering = [f"search[{other.title.lower()}]", f"click[{other.asin.lower()}]"]
+        detour = [*wandering, "click[nothing]", "click[back to search]", *found]
         return Canned(
             row,
-            right=(right, self._played(row, [*wandering, "click[nothing]", "click[back to search]", *found])),
+            right=(right, self._played(row, detour)) if len(detour) <= self.max_turns else (right,),
             wrong=(
                 self._played(row, [*wandering, "click[buy now]"]),
                 right[:-1],
