@@ -37,9 +37,9 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_tasks() -> None:
-    made = {"countdown", "countdown-undo", "exact", "maze", "reach", "style"}
+    made = {"countdown", "countdown-undo", "exact", "maze", "reach", "style", "webshop"}
     assert made | {"math", *SETS} <= set(task_names())
-    for name in task_names():
+    for name in set(task_names()) - {"appworld", "textworld"}:  # what these need has tests of its own
         task = get_task(name)
         assert task.name == name
         canned = task.canned()

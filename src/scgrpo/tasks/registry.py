@@ -45,6 +45,7 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "amc23": "scgrpo.tasks.math:amc23",
     "minerva": "scgrpo.tasks.math:minerva",
     "olympiadbench": "scgrpo.tasks.math:olympiadbench",
+    "webshop": "scgrpo.tasks.webshop:WebShopTask",
 }
 
 
