@@ -58,6 +58,12 @@ def _testbed(argv: Sequence[str]) -> int:
     return testbed_command(argv)
 
 
+def _appworld(argv: Sequence[str]) -> int:
+    from scgrpo.cli.appworld import appworld_command
+
+    return appworld_command(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a model: --config RECIPE [any GRPOConfig or SCGRPOConfig flag] [--dry-run]"),
     "sweep": (_sweep, "train methods x seeds x learning rates x testbeds of one YAML, in parallel, resumable"),
@@ -66,6 +72,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "compare": (_compare, "compare the methods of sweeps: differences with intervals, tests, curves, forest plot"),
     "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
     "testbed": (_testbed, "tasks with a known first error and fresh base models: `testbed list | build | show`"),
+    "appworld": (_appworld, "the benchmark AppWorld: `appworld setup` installs it, `appworld check` plays a task"),
 }
 
 

@@ -23,6 +23,7 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "math": "scgrpo.tasks.math:MathTask",
     "gsm8k": "scgrpo.tasks.math:gsm8k",
     "dapo_math": "scgrpo.tasks.math:dapo_math",
+    "appworld": "scgrpo.tasks.appworld:AppWorldTask",
 }
 
 
