@@ -34,17 +34,21 @@ def post(port: int, endpoint: str, arguments: dict[str, Any], timeout_s: float) 
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     expired = threading.Event()
 
+    sockets: list[socket.socket] = []
+
     def expire() -> None:
         expired.set()
-        if connection.sock is not None:
+        for used in sockets:
             with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)  # ends the wait of the other thread
+                used.shutdown(socket.SHUT_RDWR)  # ends the wait of the other thread
 
     timer = threading.Timer(timeout_s, expire)
     timer.daemon = True
     timer.start()
     try:
         headers = {"Content-Type": "application/json", "Connection": "close"}
+        connection.connect()
+        sockets.append(connection.sock)  # the connection forgets it when the answer begins
         connection.request("POST", f"/{endpoint}", body, headers)
         response = connection.getresponse()
         status, answer = response.status, response.read(MAX_ANSWER_BYTES + 1)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scgrpo.errors import ConfigError, RunError
+from scgrpo.errors import ConfigError, VerifierError
 from scgrpo.tasks.appworld.places import INSIDE, Places, download_command
 
 PACKAGE = "appworld==0.1.3.post1"
@@ -33,7 +33,7 @@ def install(places: Places, python: str = sys.executable, *, progress: Progress 
 
     Raises:
         ConfigError: not Linux.
-        RunError: a step failed; its output is part of the message.
+        VerifierError: a step failed; its output is part of the message.
     """
     if not sys.platform.startswith("linux"):
         raise ConfigError("AppWorld's servers can be run on Linux only.", "Set it up there, or in a container.")
@@ -58,7 +58,7 @@ def build_mini_world(places: Places, *, progress: Progress = print) -> None:
 
     Raises:
         DataError: AppWorld is not installed.
-        RunError: the engine failed.
+        VerifierError: the engine failed.
     """
     mini = Places(places.root, mini=True)
     progress(f"Building the small world in {mini.data} ...")
@@ -84,13 +84,13 @@ def _run(command: Sequence[str], folder: Path) -> None:
     try:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise RunError(f"{command[0]} cannot be started: {error}.", "Give another --python.") from error
+        raise VerifierError(f"{command[0]} cannot be started: {error}.", "Give another --python.") from error
     finally:
         os.umask(previous)
         shutil.rmtree(home, ignore_errors=True)
     if done.returncode != 0:
         said = (done.stdout + done.stderr)[-1500:]
-        raise RunError(f"{' '.join(command[:5])} failed (exit code {done.returncode}).", f"It said: {said}")
+        raise VerifierError(f"{' '.join(command[:5])} failed (exit code {done.returncode}).", f"It said: {said}")
 
 
 def _cache_home() -> str:
