@@ -14,7 +14,7 @@ TRAIN, DEV = ("a_1", "a_2", "flaky_1", "broken_1", "untested_1"), ("b_1",)
 
 
 def make_root(root: Path, *, preamble: str = "") -> Path:
-    """A root with tasks whose right answer is their id. Code in `preamble` runs in the server before anything else."""
+    """A root with tasks whose right answer is their id. The server runs the code in `preamble` before all else."""
     data = root / "data"
     for name, ids in (("train", TRAIN), ("dev", DEV)):
         write(data / "datasets" / f"{name}.txt", "\n".join(ids) + "\n")

@@ -22,6 +22,10 @@ transcripts that quote them (rollouts and reports of runs do), as plain text or 
 for that reason.
 Training on them is not redistribution."""
 
+_COMPILE = """\
+import compileall, importlib.util
+compileall.compile_dir(importlib.util.find_spec("appworld").submodule_search_locations[0], quiet=2)
+"""
 Progress = Callable[[str], None]
 
 
@@ -50,6 +54,8 @@ def install(places: Places, python: str = sys.executable, *, progress: Progress 
     _run([str(places.python), "-m", "pip", "install", "-q", "-c", str(constraints), PACKAGE], places.root)
     progress("Unpacking its apps ...")
     _run([str(venv / "bin" / "appworld"), "install"], places.root)
+    # The servers may not write the compiled files, and would compile the apps at each start.
+    _run([str(places.python), "-c", _COMPILE], places.root)
     done.write_text(PACKAGE)
 
 

@@ -29,7 +29,7 @@ from scgrpo.tasks.appworld.places import INSIDE, Places
 
 Role = Literal["world", "judge"]
 
-_START_TIMEOUT_S = 180.0
+_START_TIMEOUT_S = 300.0
 _RENEW_TIMEOUT_S = 30.0
 _END_TIMEOUT_S = 10.0
 _TAIL_BYTES = 1500
