@@ -86,7 +86,7 @@ def test_a_rollout_in_steps(task: AppWorldTask) -> None:
         "passwords = {a['account_name']: a['password'] for a in apis.supervisor.show_account_passwords()}\n"
         "token = apis.simple_note.login(username='ada.test@example.com', password=passwords['simple_note'])"
         "['access_token']\n"
-        "print(apis.simple_note.search_notes(access_token=token))"
+        "print(apis.simple_note.search_notes(access_token=token, page_limit=20))"
     )
     notes = json.loads(world.step(action_of(login)).observation)
     note_id = next(note["note_id"] for note in notes if note["title"] == "Spare key")

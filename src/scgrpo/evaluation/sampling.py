@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scgrpo.errors import ConfigError, DataError
@@ -272,9 +273,8 @@ def _play(
     with _sampling_state(model, sampling.seed):
         for first in range(0, len(repeated), sampling.batch_size):
             batch = repeated[first : first + sampling.batch_size]
-            turns = Turns(model, config, len(batch))
             prompts = [row["prompt"] for row in batch]
-            episodes += play(task, batch, prompts, chat, turns, sampling.max_new_tokens)[1]
+            episodes += play(task, batch, prompts, chat, partial(Turns, model, config), sampling.max_new_tokens)[1]
             progress(len(episodes) // sampling.num_samples, len(rows))
     seconds = time.perf_counter() - start
     grouped = [

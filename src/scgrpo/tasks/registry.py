@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -20,6 +21,9 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "countdown-undo": "scgrpo.tasks.countdown_undo:CountdownUndoTask",
     "style": "scgrpo.tasks.style:StyleTask",
     "maze": "scgrpo.tasks.maze:MazeTask",
+    "frozen_lake": "scgrpo.tasks.games.frozen_lake:FrozenLakeTask",
+    "guess_number": "scgrpo.tasks.games.guess_number:GuessNumberTask",
+    "textworld": "scgrpo.tasks.games.textworld:TextWorldTask",
     "math": "scgrpo.tasks.math:MathTask",
     "gsm8k": "scgrpo.tasks.math:gsm8k",
     "dapo_math": "scgrpo.tasks.math:dapo_math",
@@ -64,6 +68,19 @@ def get_task(name: str, /, **options: Any) -> Task:
             f"Task {name!r} is a {type(task).__name__}.", "Its factory must return a scgrpo.tasks.Task."
         )
     return task
+
+
+def training_defaults(name: str) -> dict[str, Any]:
+    """What the task's class says about training on it, by the names of the trainer's settings. Empty for an unknown
+    task, and for a factory that is neither a class nor a `functools.partial` of one."""
+    try:
+        factory = _find(name)
+    except ConfigError:
+        return {}
+    made = factory.func if isinstance(factory, functools.partial) else factory
+    if not (isinstance(made, type) and issubclass(made, Task)):
+        return {}
+    return {"teacher_template": made.template, "success_threshold": made.success_threshold}
 
 
 def _find(name: str) -> TaskFactory:

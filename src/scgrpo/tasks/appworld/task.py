@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.tasks.appworld import prompts
@@ -18,7 +18,7 @@ from scgrpo.tasks.appworld.environment import AppWorldEnvironment, EpisodeSettin
 from scgrpo.tasks.appworld.places import Places, find
 from scgrpo.tasks.appworld.servers import ServerPool
 from scgrpo.tasks.base import Canned, Message, Row, Split
-from scgrpo.tasks.environment import EnvironmentTask
+from scgrpo.tasks.environment import EnvironmentTask, Prompting
 
 
 class AppWorldTask(EnvironmentTask):
@@ -30,6 +30,8 @@ class AppWorldTask(EnvironmentTask):
         train_set, eval_set: the benchmark's sets for the two splits: train, dev, test_normal, test_challenge.
         num_servers: worlds that exist at the same time, each in processes of its own; other rollouts wait.
         max_turns: actions per rollout.
+        prompting: `concat`: a rollout is one conversation; `per_step`: each turn has a prompt with the end of what
+            was done so far (`prompts.step_prompt`).
         reward: `success`: 1 if all tests of the task pass, else 0; `score`: the share of them that pass.
         max_observation_chars: of what a step shows.
         code_timeout_s: the engine's limit for the code of one step.
@@ -52,6 +54,7 @@ class AppWorldTask(EnvironmentTask):
         eval_set: str = "dev",
         num_servers: int = 4,
         max_turns: int = 50,
+        prompting: Prompting = "concat",
         reward: Reward = "success",
         max_observation_chars: int = prompts.MAX_OBSERVATION_CHARS,
         code_timeout_s: int = 60,
@@ -67,7 +70,9 @@ class AppWorldTask(EnvironmentTask):
             raise ConfigError(f"train_set and eval_set are both {train_set!r}.", "Evaluate on other tasks: dev.")
         self.places = find(root, mini=mini)
         self.sets: dict[Split, str] = {"train": train_set, "eval": eval_set}
-        self.max_turns = max_turns
+        if prompting not in get_args(Prompting):
+            raise ConfigError(f"Unknown prompting {prompting!r}.", f"Choose {' or '.join(get_args(Prompting))}.")
+        self.max_turns, self.prompting = max_turns, prompting
         self.max_parallel: int | None = num_servers
         self.settings = EpisodeSettings(reward, max_observation_chars, code_timeout_s)
         check_settings(self.settings)
