@@ -59,8 +59,16 @@ def _supervise(template: int, settings: dict[str, Any]) -> int:
             break
     _kill_children(_children())
     if os.getppid() != settings["parent"]:  # nobody is left to do it
-        shutil.rmtree(settings["folder"], ignore_errors=True)
+        _remove(Path(settings["folder"]), Path(settings["shared"]))
     return 0
+
+
+def _remove(folder: Path, shared: Path) -> None:
+    """Remove our folder, and the pool's where it was the last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        if not any(path.is_dir() for path in shared.iterdir()):
+            shutil.rmtree(shared, ignore_errors=True)
 
 
 def _children() -> int:
