@@ -166,8 +166,12 @@ def build(data: Path) -> None:
 
     update_root(str(root))
     (data / "version.txt").write_text(DB_VERSION)
-    _write_api_docs(data / "api_docs" / "standard")
-    _save_base(data / "base_dbs")
+    from appworld.collections.api_docs import ApiDocCollection
+
+    api_docs = json.loads(json.dumps(ApiDocCollection.build()))
+    api_docs.pop("admin", None)
+    _write_api_docs(data / "api_docs" / "standard", api_docs)
+    _save_base(data / "base_dbs", api_docs)
     splits: dict[str, list[str]] = {"train": [], "dev": []}
     for kind, make in _KINDS.items():
         for number in range(NUM_PER_KIND):
@@ -179,17 +183,15 @@ def build(data: Path) -> None:
         (data / "datasets" / f"{split}.txt").write_text("\n".join(task_ids) + "\n")
 
 
-def _write_api_docs(folder: Path) -> None:
-    from appworld.collections.api_docs import ApiDocCollection
-
+def _write_api_docs(folder: Path, api_docs: dict[str, dict[str, Any]]) -> None:
     folder.mkdir(parents=True)
-    for app, docs in json.loads(json.dumps(ApiDocCollection.build())).items():
+    for app, docs in api_docs.items():
         # The engine takes this key out of each entry when it loads them.
         _write_json(folder / f"{app}.json", {name: {**doc, "canary_string": ""} for name, doc in docs.items()})
 
 
-def _save_base(folder: Path) -> None:
-    """Empty databases, one for each app."""
+def _save_base(folder: Path, api_docs: dict[str, dict[str, Any]]) -> None:
+    """A database for each app; empty, but for the one from which the player reads what the APIs are."""
     from appworld.apps import get_all_apps
     from appworld.collections.models import ModelCollection
 
@@ -197,6 +199,10 @@ def _save_base(folder: Path) -> None:
     models = ModelCollection.load(
         to_db_home_path=memory, from_db_home_path=memory, load_apps=list(apps), create_db=True
     )
+    fields = ("api_name", "path", "method", "description", "parameters", "response_schemas")
+    for app, docs in api_docs.items():
+        for doc in docs.values():
+            models.api_docs.ApiDoc(app_name_=app, **{field: doc[field] for field in fields}).save()
     models.save(db_home_path=str(folder), format="full", app_names=apps)
 
 
@@ -214,6 +220,9 @@ def _save_state(folder: Path, base: Path, task: MiniTask) -> None:
 
 
 def _fill(models: Any, task: MiniTask) -> None:
+    from appworld.common.datetime import DateTime
+
+    written = DateTime(2024, 2, 1, 9, 0, 0)
     models.admin.MainUser(**PERSON, **ABOUT).save()
     supervisor = models.supervisor.Supervisor(**PERSON, **ABOUT)
     supervisor.save()
@@ -226,7 +235,16 @@ def _fill(models: Any, task: MiniTask) -> None:
     user = models.simple_note.User(**name, password=PASSWORD, verified=True)
     user.save()
     for title, content, tags, pinned in task.notes:
-        models.simple_note.Note(user_id=user.id, title=title, content=content, tags=tags, pinned=pinned).save()
+        note = models.simple_note.Note(
+            user_id=user.id,
+            title=title,
+            content=content,
+            tags=tags,
+            pinned=pinned,
+            created_at=written,
+            updated_at=written,
+        )
+        note.save()
 
 
 def _write_task(folder: Path, task: MiniTask, version: str) -> None:
