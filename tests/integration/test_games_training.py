@@ -72,7 +72,10 @@ def test_a_lake_is_trained_on_with_transcripts_as_demonstrations(walker: Path, t
             assert not any(kl for kl, own in zip(row.token_kl, row.mask, strict=True) if not own)
     scored = [row for row in rows if row.token_kl is not None]
     assert any("\nuser: " in row.demonstration_text for row in scored), "some rollouts are re-scored"
-    assert not any("<unk>" in row.teacher_prompt for row in scored)
+    # A control token inside an action does not act as one in a demonstration: it is broken up, into unknown words.
+    said = [row for row in scored if "<" not in row.demonstration_text.replace("< ", "<")]
+    assert said
+    assert not any("<unk>" in row.teacher_prompt for row in said)
     assert [record["label"] for record in run.evals()] == ["before", "after"]
 
 
