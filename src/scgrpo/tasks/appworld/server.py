@@ -236,8 +236,11 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close the pipe that the supervisor watches, which ends all that it has started; kill it if it does not."""
+    """Write to the pipe that the supervisor watches, which ends all that it has started; kill it if it does not."""
     assert process.stdin is not None
+    with contextlib.suppress(OSError):
+        process.stdin.write(b"end")
+        process.stdin.flush()
     with contextlib.suppress(OSError):
         process.stdin.close()
     try:

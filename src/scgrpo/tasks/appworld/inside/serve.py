@@ -54,11 +54,12 @@ def _supervise(template: int, settings: dict[str, Any]) -> int:
     ended = os.pidfd_open(template)
     watched.register(0, select.POLLIN | select.POLLHUP)
     watched.register(ended, select.POLLIN)
-    while os.getppid() == settings["parent"]:
-        if watched.poll(_PARENT_CHECK_MS):
-            break
+    seen: set[int] = set()
+    while not seen and os.getppid() == settings["parent"]:
+        seen = {descriptor for descriptor, _ in watched.poll(_PARENT_CHECK_MS)}
     _kill_children(_children())
-    if os.getppid() != settings["parent"]:  # nobody is left to do it
+    # Who ends us says a word; where the pipe just ends, nobody is left to remove the folders.
+    if not seen or (0 in seen and not os.read(0, 1)):
         _remove(Path(settings["folder"]), Path(settings["shared"]))
     return 0
 
