@@ -70,6 +70,12 @@ def _sandbox(argv: Sequence[str]) -> int:
     return sandbox_command(argv)
 
 
+def _appworld(argv: Sequence[str]) -> int:
+    from scgrpo.cli.appworld import appworld_command
+
+    return appworld_command(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a model: --config RECIPE [any GRPOConfig or SCGRPOConfig flag] [--dry-run]"),
     "sweep": (_sweep, "train methods x seeds x learning rates x testbeds of one YAML, in parallel, resumable"),
@@ -80,6 +86,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
     "sandbox": (_sandbox, "the sandbox for untrusted code: `sandbox check` attacks it, `--bench` measures it"),
     "testbed": (_testbed, "tasks with a known first error and fresh base models: `testbed list | build | show`"),
+    "appworld": (_appworld, "the benchmark AppWorld: `appworld setup` installs it, `appworld check` plays a task"),
 }
 
 

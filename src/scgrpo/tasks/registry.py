@@ -46,6 +46,7 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "minerva": "scgrpo.tasks.math:minerva",
     "olympiadbench": "scgrpo.tasks.math:olympiadbench",
     "webshop": "scgrpo.tasks.webshop:WebShopTask",
+    "appworld": "scgrpo.tasks.appworld:AppWorldTask",
 }
 
 
