@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from scgrpo.errors import DataError, MissingExtraError
-from scgrpo.tasks.data import is_chat, load_rows, split_names
+from scgrpo.errors import ConfigError, DataError, MissingExtraError
+from scgrpo.tasks.data import (
+    deduplicated,
+    halves,
+    in_window,
+    is_chat,
+    load_rows,
+    split_names,
+    train_eval_split,
+)
 
 ROWS = [{"q": "one", "a": {"value": 1}}, {"q": "two", "a": {"value": 2}}]
 
@@ -109,3 +120,76 @@ def test_chat_and_string_prompts() -> None:
     for odd in (None, 7, [], ["hello"], [{"content": "hello"}]):
         with pytest.raises(DataError, match="neither a string nor a list of chat messages"):
             is_chat(odd)
+
+
+def test_repeated_rows_are_kept_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"q": "a", "n": 1}, {"q": "b", "n": 2}, {"q": "a", "n": 3}, {"q": "a", "n": 4}]
+    with caplog.at_level(logging.WARNING):
+        assert deduplicated(rows, lambda row: row["q"], "mine.jsonl") == rows[:2]
+    assert caplog.messages == ["mine.jsonl: 2 of 4 rows repeat an earlier one; the first is kept."]
+    caplog.clear()
+    assert deduplicated(rows, lambda row: row["n"]) == rows
+    assert not caplog.messages
+    with pytest.raises(DataError, match=r"mine\.jsonl: there are no rows"):
+        deduplicated([], lambda row: row, "mine.jsonl")
+
+
+def test_date_windows_include_both_ends() -> None:
+    days = ["2025-01-31", "2025-02-01T23:59:59", datetime(2025, 3, 1, 12), date(2025, 5, 1), "2025-05-02 00:00"]
+    rows = [{"about": {"day": day}} for day in days]
+    assert in_window(rows, "about.day", "2025-02-01", "2025-05-01") == rows[1:4]
+    assert in_window(rows, "about.day", end_date="2025-02-01") == rows[:2]
+    assert in_window(rows, "about.day", start_date="2025-05-01") == rows[3:]
+    assert in_window([{"no": "date"}], "about.day") == [{"no": "date"}], "without bounds nothing is looked at"
+
+
+@pytest.mark.parametrize(
+    ("row", "start", "end", "error", "message"),
+    [
+        ("2025-01-01", "01.02.2025", None, ConfigError, "start_date is '01.02.2025', which is no date"),
+        ("2025-01-01", None, "2025-02-30", ConfigError, "end_date is '2025-02-30'"),
+        ("2025-01-01", "2025-02-02", "2025-02-01", ConfigError, "after end_date"),
+        ("soon", "2025-02-01", None, DataError, "Row 'p7': column 'day' holds 'soon'.*problem_id, day"),
+        (None, "2025-02-01", None, DataError, "Row 'p7': column 'day' holds None"),
+        ("2025-01-01", "2025-02-01", None, DataError, "No row has its day.*they are from 2025-01-01 to 2025-01-01"),
+    ],
+)
+def test_bad_dates_are_named(row: Any, start: str | None, end: str | None, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        in_window([{"problem_id": "p7", "day": row}], "day", start, end)
+
+
+def test_halves_are_disjoint_complete_and_a_matter_of_the_problem_and_the_seed() -> None:
+    for count in (2, 3, 10, 41):
+        tests = [f"test {n}" for n in range(count)]
+        ours, others = halves("p", tests)
+        assert sorted([*ours, *others]) == sorted(tests)
+        assert len(ours) - len(others) == count % 2
+        assert others
+        assert ours == [test for test in tests if test in ours], "order is kept"
+        assert halves("p", tests) == (ours, others)
+    tests = list(range(20))
+    assert halves("p", tests)[0] == [2, 3, 4, 5, 6, 7, 8, 9, 11, 18], "the same everywhere, always"
+    assert halves("p", tests) != halves("q", tests)
+    assert halves("p", tests) != halves("p", tests, seed=1)
+    shares = [sum(0 in halves(f"p{n}", tests, seed)[0] for n in range(200)) / 200 for seed in range(3)]
+    assert all(0.35 < share < 0.65 for share in shares), "no place is favoured"
+    for few in ([], [1]):
+        with pytest.raises(DataError, match=rf"Problem 'p' has {len(few)} item"):
+            halves("p", few)
+
+
+def test_held_out_rows_do_not_depend_on_the_order_and_stay_together() -> None:
+    rows = [{"problem_id": f"p{n % 10}", "n": n} for n in range(20)]
+    train, held_out = train_eval_split(rows, 0.25)
+    assert len({row["problem_id"] for row in held_out}) == 3
+    assert len(held_out) == 6
+    assert sorted(row["n"] for row in [*train, *held_out]) == list(range(20))
+    again = train_eval_split(rows[::-1], 0.25)
+    assert again == (train[::-1], held_out[::-1])
+    assert len({str(train_eval_split(rows, 0.25, seed)) for seed in range(5)}) > 2
+    assert train_eval_split(rows, 0.0) == (rows, [])
+    assert [len(part) for part in train_eval_split(rows[:2], 0.99)] == [1, 1], "never all of them"
+    assert train_eval_split([], 0.5) == ([], [])
+    with pytest.raises(ConfigError, match="eval_fraction is 1"):
+        train_eval_split(rows, 1.0)

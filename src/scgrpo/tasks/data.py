@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from scgrpo.errors import DataError, MissingExtraError
+from scgrpo.errors import ConfigError, DataError, MissingExtraError
+
+logger = logging.getLogger(__name__)
 
 RawRow = dict[str, Any]
 Where = Callable[[int], str]  # row index -> "file, line 3", for messages
+_Item = TypeVar("_Item")
+_AnyRow = TypeVar("_AnyRow", bound=Mapping[str, Any])
 
 
 def load_rows(
@@ -84,6 +92,116 @@ def select_columns(row: Mapping[str, Any], columns: Mapping[str, str], where: st
                 "Fix the row, or name another column.",
             )
     return selected
+
+
+def deduplicated(
+    rows: Sequence[_AnyRow], key: Callable[[_AnyRow], Hashable], what: str = "the data"
+) -> list[_AnyRow]:
+    """The first row of each key, in order. How many were dropped is logged; `what` names the data there.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    if not rows:
+        raise DataError(f"{what}: there are no rows.", "Check the file, the configuration and the split.")
+    first: dict[Hashable, _AnyRow] = {}
+    for row in rows:
+        first.setdefault(key(row), row)
+    if len(first) < len(rows):
+        dropped = len(rows) - len(first)
+        logger.warning("%s: %d of %d rows repeat an earlier one; the first is kept.", what, dropped, len(rows))
+    return list(first.values())
+
+
+def in_window(
+    rows: Sequence[_AnyRow], column: str, start_date: str | None = None, end_date: str | None = None
+) -> list[_AnyRow]:
+    """Rows with `start_date <= date <= end_date`, in order; None is no bound.
+
+    Args:
+        column: holds the date (dotted for a field inside a column): text in ISO format, of which a time of day is
+            not looked at (`2025-02-01`, `2025-02-01T00:00:00`), or a date.
+        start_date, end_date: ISO dates, both included.
+
+    Raises:
+        ConfigError: a bound that is no date, or bounds the wrong way round.
+        DataError: a row without a date, named; no row inside.
+    """
+    start, end = _bound("start_date", start_date), _bound("end_date", end_date)
+    if start is None and end is None:
+        return list(rows)
+    if start is not None and end is not None and start > end:
+        raise ConfigError(f"start_date {start} is after end_date {end}.", "Swap them.")
+    dates = [_date_of(row, column, index) for index, row in enumerate(rows)]
+    kept = [row for row, day in zip(rows, dates, strict=True) if (start or day) <= day <= (end or day)]
+    if not kept:
+        found = f"they are from {min(dates)} to {max(dates)}" if dates else "there are none at all"
+        raise DataError(f"No row has its {column} from {start} to {end}; {found}.", "Choose other dates.")
+    return kept
+
+
+def halves(problem_id: str, items: Sequence[_Item], seed: int = 0) -> tuple[list[_Item], list[_Item]]:
+    """A random half of a problem's items (its tests), and the others: A to train on, B to evaluate with.
+
+    Which items are in A depends on `problem_id`, `seed` and the items' places alone, by a hash: not on other
+    problems, nor on the Python version. Order is kept. Of an odd number A has one more.
+
+    Raises:
+        DataError: fewer than two items, one half would be empty.
+    """
+    if len(items) < 2:
+        raise DataError(
+            f"Problem {problem_id!r} has {len(items)} item(s): they cannot be split into halves.",
+            "Leave it out, or use all of its tests on both sides.",
+        )
+    order = sorted(range(len(items)), key=lambda index: _hash(f"{seed}:{problem_id}:{index}"))
+    chosen = set(order[: (len(items) + 1) // 2])
+    first = [item for index, item in enumerate(items) if index in chosen]
+    return first, [item for index, item in enumerate(items) if index not in chosen]
+
+
+def train_eval_split(
+    rows: Sequence[_AnyRow], eval_fraction: float, seed: int = 0, key: str = "problem_id"
+) -> tuple[list[_AnyRow], list[_AnyRow]]:
+    """Rows to train on and rows to evaluate with, both in order.
+
+    The problems that come first when ordered by a seeded hash of `key` are held out, whatever the order of the rows:
+    at least one (unless the share is 0) and never all. Rows with one key stay together.
+
+    Raises:
+        ConfigError: not 0 <= eval_fraction < 1.
+    """
+    if not 0 <= eval_fraction < 1:
+        raise ConfigError(f"eval_fraction is {eval_fraction}.", "Give a share of the rows, 0 <= eval_fraction < 1.")
+    names = sorted({str(row[key]) for row in rows}, key=lambda name: (_hash(f"{seed}:{name}"), name))
+    held_out = set(names[: max(0, min(math.ceil(eval_fraction * len(names)), len(names) - 1))])
+    train = [row for row in rows if str(row[key]) not in held_out]
+    return train, [row for row in rows if str(row[key]) in held_out]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
+
+
+def _bound(name: str, value: str | None) -> date | None:
+    if value is None:
+        return None
+    try:
+        return date.fromisoformat(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} is {value!r}, which is no date.", "Write it like 2025-02-01.") from error
+
+
+def _date_of(row: Mapping[str, Any], column: str, index: int) -> date:
+    value = _lookup(row, column)
+    try:
+        return date.fromisoformat(str(value)[:10])
+    except ValueError as error:
+        name = row.get("problem_id", row.get("question_id", index))
+        raise DataError(
+            f"Row {name!r}: column {column!r} holds {value!r}, which is no date; columns: {', '.join(row)}.",
+            "Dates look like 2025-02-01. Fix the row, or name another column.",
+        ) from error
 
 
 def is_chat(prompt: Any) -> bool:
