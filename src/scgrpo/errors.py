@@ -36,6 +36,10 @@ class VerifierError(ScgrpoError, RuntimeError):
     """A verifier that cannot grade anything at all (a single failure is a `Verdict`, not an exception)."""
 
 
+class SandboxError(ScgrpoError, RuntimeError):
+    """A sandbox that cannot be opened safely, or is closed. What code does inside is a result, never an exception."""
+
+
 class DataError(ScgrpoError, ValueError):
     """A data set whose rows are missing, malformed or without the columns a task needs."""
 
