@@ -23,6 +23,13 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "math": "scgrpo.tasks.math:MathTask",
     "gsm8k": "scgrpo.tasks.math:gsm8k",
     "dapo_math": "scgrpo.tasks.math:dapo_math",
+    "code": "scgrpo.tasks.code:code",
+    "livecodebench": "scgrpo.tasks.code:livecodebench",
+    "codeforces": "scgrpo.tasks.code:codeforces",
+    "humaneval": "scgrpo.tasks.code:humaneval",
+    "humanevalplus": "scgrpo.tasks.code:humanevalplus",
+    "mbpp": "scgrpo.tasks.code:mbpp",
+    "mbppplus": "scgrpo.tasks.code:mbppplus",
 }
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from typing import Any
 
 _YES_NO = re.compile(r"\b(?:yes|no)\b", re.IGNORECASE)
 
@@ -23,17 +22,12 @@ def same_lines(output: str, expected: str) -> bool:
 def same_tokens(output: str, expected: str) -> bool:
     """Equally many words; each pair equal as text (yes and no in any case), or as decimals."""
     words, wanted = _words(output), _words(expected)
-    return len(words) == len(wanted) and all(a == b or _same_numbers([a], [b]) for a, b in zip(words, wanted))
+    return len(words) == len(wanted) and all(
+        a == b or _same_numbers([a], [b]) for a, b in zip(words, wanted, strict=True)
+    )
 
 
 COMPARISONS: dict[str, Callable[[str, str], bool]] = {"lines": same_lines, "tokens": same_tokens}
-
-
-def same_value(value: Any, expected: Any) -> bool:
-    """Equal JSON values, a tuple being a list. Exact: 0.1 + 0.2 is not 0.3, 2.0 is 2."""
-    if isinstance(value, tuple):
-        value = list(value)
-    return bool(value == expected)
 
 
 def _stripped_lines(text: str) -> list[str]:

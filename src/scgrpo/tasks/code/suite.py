@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from scgrpo.errors import ConfigError, DataError
+from scgrpo.tasks.data import halves
 
 # Which of a problem's tests: all of them, or one of two halves that share none (unless there is only one test).
 Half = Literal["all", "A", "B"]
@@ -69,29 +69,27 @@ class Suite:
     memory_mb: int = 2048
 
     def half(self, which: Half, problem_id: str, seed: int) -> Suite:
-        """The suite with one half of its distinct tests. A has one more if their number is odd; with a single test,
-        both halves have it.
-
-        Which tests are in which half depends on the seed, the problem and the tests' number only.
+        """The suite with one half of its distinct tests (`scgrpo.tasks.data.halves`); with a single test, both halves
+        have it.
 
         Raises:
             ConfigError: there is no such half.
         """
         if which not in ("all", "A", "B"):
             raise ConfigError(f"There are no tests {which!r}.", "Choose all, A or B.")
-        if which == "all":
-            return self
         cases = distinct(self.cases)
-        order = list(range(len(cases)))
-        random.Random(f"{seed}:{problem_id}").shuffle(order)
-        middle = (len(order) + 1) // 2
-        chosen = order[:middle] if which == "A" or len(order) == 1 else order[middle:]
-        return dataclasses.replace(self, cases=tuple(cases[index] for index in sorted(chosen)))
+        if which == "all" or len(cases) == 1:
+            return self
+        first, second = halves(problem_id, cases, seed)
+        return dataclasses.replace(self, cases=tuple(first if which == "A" else second))
 
 
 def distinct(cases: Sequence[Case]) -> list[Case]:
     """The cases without repetitions, in order."""
-    return list({repr(case): case for case in reversed(cases)}.values())[::-1]
+    first: dict[str, Case] = {}
+    for case in cases:
+        first.setdefault(repr(case), case)
+    return list(first.values())
 
 
 def stdin_cases(tests: Any, where: str) -> tuple[StdinCase, ...]:
