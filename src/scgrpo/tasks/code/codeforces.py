@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import logging
 import math
-from datetime import UTC, datetime
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class CodeforcesSource:
         if not kept:
             raise DataError(
                 f"{self._name} ({name}): none of {len(rows)} problems can be graded.",
-                "Problems need complete official tests, or generated_tests, the folder with open-r1's generated ones.",
+                "Problems need complete official tests, or generated_tests, the folder of open-r1's generated ones.",
             )
         return [self._problem(row) for row in kept]
 

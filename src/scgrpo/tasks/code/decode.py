@@ -18,10 +18,9 @@ from scgrpo.errors import DataError
 MAX_DECODED_BYTES = 1 << 30
 _MARK = object()
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# Opcodes whose argument is the value: text and numbers.
-_VALUES = frozenset(
-    "SHORT_BINUNICODE BINUNICODE BINUNICODE8 UNICODE BININT BININT1 BININT2 LONG1 LONG4 INT LONG BINFLOAT FLOAT".split()
-)
+# Opcodes whose argument is the value.
+_TEXTS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
+_NUMBERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG", "BINFLOAT", "FLOAT"})
 _STORES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 _LOADS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 
@@ -86,7 +85,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        if name in _VALUES:
+        if name in _TEXTS or name in _NUMBERS:
             self.stack.append(argument)
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])

@@ -9,12 +9,14 @@ MAX_ANSWER_CHARACTERS = 1_000_000
 _FENCE = "```"
 _FUTURE = re.compile(r"^from __future__ import [^\n]*\n?", re.MULTILINE)
 
-# LiveCodeBench grades programs as if they began with these (github.com/LiveCodeBench/LiveCodeBench, MIT). The order
-# counts: later modules overwrite names of earlier ones (pow of math and operator, open of io), the builtins nearly all.
+# LiveCodeBench grades programs as if they began with imports of these. The order counts: a later module overwrites
+# names of earlier ones (pow of math and operator, open of io), and the builtins nearly all of them.
+# fmt: off
 _STAR_MODULES = (
-    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys "
-    "json builtins typing"
-).split()
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
+    "functools", "operator", "io", "sys", "json", "builtins", "typing",
+)
+# fmt: on
 LCB_PRELUDE = "".join(
     [
         *(f"from {module} import *\n" for module in _STAR_MODULES),
@@ -37,7 +39,7 @@ def last_block(answer: str) -> str:
 
 
 def with_preamble(preamble: str, code: str) -> str:
-    """A program whose first lines are `preamble`; its imports from `__future__` stay at the very top, as they must."""
+    """A program whose first lines are `preamble`; its imports from `__future__` stay at the top, as they must."""
     future = "".join(line.rstrip("\n") + "\n" for line in _FUTURE.findall(code))
     rest = _FUTURE.sub("", code) if future else code
     return "\n".join(part for part in (future, preamble, rest) if part)

@@ -50,7 +50,7 @@ _files()
 """
 
 
-class Ungraded(Exception):
+class UngradedError(Exception):
     """The sandbox or a problem's checker failed; nothing follows about the program."""
 
 
@@ -82,7 +82,7 @@ class Grader:
             return Verdict(0.0, detail="no program in the answer")
         try:
             tested = self._test(code, suite)
-        except Ungraded as error:
+        except UngradedError as error:
             return Verdict.error(str(error))
         failed = next((f"test {index}: {t.detail}" for index, t in enumerate(tested) if not t.passed), "")
         if self._reward == "fraction":
@@ -124,7 +124,7 @@ class Grader:
         room = max(_OUTPUT_BYTES, 2 * len(case.output.encode()) + 1024)
         result = self._sandbox.run(program, self._limits(suite, left_s, room))
         if result.outcome is Outcome.ERROR:
-            raise Ungraded(result.detail)
+            raise UngradedError(result.detail)
         if result.outcome is not Outcome.OK:
             return _Tested(False, _reason(result), result.wall_s)
         if suite.checker:
@@ -138,7 +138,7 @@ class Grader:
         if says is None:
             # Its fault or the output's? A checker that works accepts the reference output.
             if self._ask(checker, given, expected, expected)[0] is not True:
-                raise Ungraded(f"the problem's checker does not accept the reference output: {problem}")
+                raise UngradedError(f"the problem's checker does not accept the reference output: {problem}")
             return False, f"the checker cannot read the output: {problem}"
         return says, "the checker rejects the output"
 
@@ -148,7 +148,7 @@ class Grader:
         files = dict(zip(_CHECKER_FILES, texts, strict=True))
         result = self._sandbox.run(Program(checker, files=files, arguments=_CHECKER_FILES), _CHECKER_LIMITS)
         if result.outcome is Outcome.ERROR:
-            raise Ungraded(result.detail)
+            raise UngradedError(result.detail)
         if result.outcome is not Outcome.OK:
             return None, _reason(result)
         return "".join(result.stdout.split()) in ("1", "100"), ""
@@ -184,7 +184,7 @@ class Grader:
         for case, result in zip(cases, results, strict=False):
             assert isinstance(case, CallCase)
             if result.outcome is Outcome.ERROR:
-                raise Ungraded(result.detail)
+                raise UngradedError(result.detail)
             ended = result.outcome is Outcome.OK
             passed = ended and result.value == case.expected
             detail = "" if passed else "wrong value" if ended else f"{result.outcome}: {result.detail}"
@@ -200,7 +200,7 @@ class Grader:
             tests = with_preamble(suite.setup, group)
             judged = self._sandbox.judge(source, tests, limits, entry_points={suite.entry_point} - {""})
             if judged.passed is None:
-                raise Ungraded(judged.detail)
+                raise UngradedError(judged.detail)
             detail = "" if judged.passed else f"{judged.outcome}: {judged.detail}"
             tested.append(_Tested(judged.passed, detail))
         return tested

@@ -10,7 +10,7 @@ from typing import Any
 from scgrpo.errors import ConfigError
 from scgrpo.tasks.base import Split
 from scgrpo.tasks.code import prompts
-from scgrpo.tasks.code.extract import defines, with_preamble
+from scgrpo.tasks.code.extract import defines
 from scgrpo.tasks.code.numpy_standin import without_numpy
 from scgrpo.tasks.code.suite import Suite, assert_cases
 from scgrpo.tasks.code.task import Problem
@@ -27,7 +27,7 @@ class HumanEvalSource:
     """Functions to complete, tested by assertions. There are no training problems.
 
     Args:
-        dataset_name: hub id or local file (`scgrpo.tasks.data`) with the columns task_id, prompt, entry_point and test.
+        dataset_name: hub id or local file (`scgrpo.tasks.data`); columns: task_id, prompt, entry_point, test.
         dataset_split: its split.
         instruction: what comes before the function.
     """

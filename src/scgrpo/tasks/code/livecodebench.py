@@ -29,17 +29,17 @@ _NEEDED = ("question_id", "question_content", "contest_date", "public_test_cases
 
 # Known-broken items: ERRATA.md of github.com/LiveCodeBench/LiveCodeBench at 28fef95. AtCoder's are named by id,
 # LeetCode's by title.
-ERRATA = frozenset(
-    (
-        # Several answers are right, the tests accept one.
-        "abc311_c abc326_d abc327_b abc333_e abc343_a abc343_e abc362_c arc185_c find-words-containing-character "
-        "find-the-peaks generate-binary-strings-without-adjacent-zeros "
-        # Interactive.
-        "abc337_e abc355_e "
-        # Wrong tests.
-        "abc350_c arc189_a apply-operations-to-make-string-empty most-frequent-ids"
-    ).split()
-)
+# fmt: off
+ERRATA = frozenset({
+    # Several answers are right, the tests accept one.
+    "abc311_c", "abc326_d", "abc327_b", "abc333_e", "abc343_a", "abc343_e", "abc362_c", "arc185_c",
+    "find-words-containing-character", "find-the-peaks", "generate-binary-strings-without-adjacent-zeros",
+    # Interactive.
+    "abc337_e", "abc355_e",
+    # Wrong tests.
+    "abc350_c", "arc189_a", "apply-operations-to-make-string-empty", "most-frequent-ids",
+})
+# fmt: on
 
 
 class _Window(NamedTuple):

@@ -21,9 +21,12 @@ _CANDIDATES = {
     "tests": ("tests", "test_cases", "test_list", "input_output", "test"),
 }
 # Columns that a problem may have besides; any can be renamed with `columns`.
+# fmt: off
 _OPTIONAL = (
-    "problem_id entry_point setup preamble starter_code checker input_mode time_limit memory_limit solution".split()
+    "problem_id", "entry_point", "setup", "preamble", "starter_code", "checker", "input_mode", "time_limit",
+    "memory_limit", "solution",
 )
+# fmt: on
 _INSTRUCTIONS = {
     "stdin": prompts.STDIN_INSTRUCTION,
     "files": prompts.FILES_INSTRUCTION,
@@ -42,9 +45,9 @@ class RowsSource:
         {"inputs": [...], "outputs": [...], "fn_name": null}    either of these, as in APPS and TACO
         ["assert add(1, 2) == 3", ...]                          statements that fail if the program is wrong
 
-    and perhaps: `setup` (source before the assertions), `preamble` (source before the program), `starter_code` (shown),
-    `checker` (a program that judges outputs, see `scgrpo.tasks.code.suite.Suite`), `input_mode` ("file": the program
-    reads input.txt and writes output.txt), `time_limit` (s), `memory_limit` (MB), `solution`, `problem_id`.
+    and perhaps: `setup` (source before the assertions), `preamble` (source before the program), `starter_code` (is
+    shown), `checker` (a program that judges outputs, see `scgrpo.tasks.code.suite.Suite`), `input_mode` ("file": the
+    program reads input.txt and writes output.txt), `time_limit` (s), `memory_limit` (MB), `solution`, `problem_id`.
 
     Args:
         dataset_name: hub id, folder or file (`scgrpo.tasks.data`).
@@ -100,14 +103,14 @@ class RowsSource:
         names = split_names(other, self._config)
         if self._eval_name is not None or (names is not None and self._test_split in names):
             return {"train": train, "eval": self._load(other, self._test_split or "test")}
-        rows = [{"problem_id": problem.id, "problem": problem} for problem in train]
+        rows = [_keyed(problem) for problem in train]
         kept, held_out = train_eval_split(rows, self._fraction, self._seed)
         return {"train": [row["problem"] for row in kept], "eval": [row["problem"] for row in held_out]}
 
     def _load(self, name: str, split: str) -> list[Problem]:
         raw, where = read_rows(name, self._config, split)
-        problems = [{"problem": self._problem(row, where(index))} for index, row in enumerate(raw)]
-        return [row["problem"] for row in deduplicated(problems, lambda row: row["problem"].id, name)]
+        rows = [_keyed(self._problem(row, where(index))) for index, row in enumerate(raw)]
+        return [row["problem"] for row in deduplicated(rows, lambda row: row["problem_id"], name)]
 
     def _problem(self, row: Mapping[str, Any], where: str) -> Problem:
         prompt = _value(row, self._columns.get("prompt"), "prompt", where)
@@ -148,6 +151,10 @@ class RowsSource:
         right = ("def gcd(a, b):\n    return a if b == 0 else gcd(b, a % b)", "from math import gcd")
         wrong = ("def gcd(a, b):\n    return min(a, b)", "def gcd(a, b):\n    raise SystemExit(0)")
         return self._problem(row, "example"), tuple(map(prompts.fenced, right)), tuple(map(prompts.fenced, wrong))
+
+
+def _keyed(problem: Problem) -> dict[str, Any]:
+    return {"problem_id": problem.id, "problem": problem}
 
 
 def _value(row: Mapping[str, Any], column: str | None, what: str, where: str) -> Any:

@@ -98,14 +98,14 @@ class CodeTask(Task):
         sandbox: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
-        other = {"A": "B", "B": "A", "all": "all"}
+        other: dict[Half, Half] = {"A": "B", "B": "A", "all": "all"}
         self._halves: dict[Split, Half] = {"train": tests, "eval": eval_tests or other.get(tests, "all")}
         if not set(self._halves.values()) <= set(other) or reward not in ("all", "fraction"):
             raise ConfigError(
                 f"tests={tests!r}, eval_tests={eval_tests!r}, reward={reward!r} cannot work.",
                 "Tests are all, A or B; the reward is all or fraction.",
             )
-        limits = {"time_limit_s": time_limit_s, "memory_mb": memory_mb}
+        limits: dict[str, Any] = {"time_limit_s": time_limit_s, "memory_mb": memory_mb}
         self._limits = {key: value for key, value in limits.items() if value is not None}
         self._workers = min(os.cpu_count() or 1, _MAX_WORKERS) if num_workers is None else num_workers
         if min(total_time_s, self._workers, *self._limits.values()) <= 0:
@@ -209,8 +209,8 @@ class CodeTask(Task):
         if problems and not kept:
             raise ConfigError(
                 f"All {len(problems)} training problems of task {self.name!r} are evaluation problems too.",
-                'Set tests="A" to train on one half of the tests of each and evaluate with the other, or choose other '
-                "problems to train on.",
+                'Set tests="A" to train on one half of the tests of each and evaluate with the other, or choose '
+                "other problems to train on.",
             )
         if len(kept) < len(problems):
             dropped = len(problems) - len(kept)
