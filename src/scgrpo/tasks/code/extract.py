@@ -48,4 +48,4 @@ def with_preamble(preamble: str, code: str) -> str:
 def defines(code: str, name: str) -> bool:
     """Whether a top-level function or class of this name, or an assignment to it, is in the code."""
     escaped = re.escape(name)
-    return re.search(rf"^(?:(?:async )?def|class) {escaped}\b|^{escaped}\s*[:=]", code, re.MULTILINE) is not None
+    return re.search(rf"^(?:(?:async )?def|class) {escaped}\b|^{escaped}\s*[:=](?!=)", code, re.MULTILINE) is not None
