@@ -1,0 +1,58 @@
+"""The same workers inside bubblewrap: namespaces of their own, and a file system that holds only what runs may read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+
+from scgrpo.errors import SandboxError
+from scgrpo.sandbox.worker import HERE, Launch
+from scgrpo.sandbox.zygote import Zygote
+
+
+def find() -> str | None:
+    """Path of the program, if it is installed."""
+    return shutil.which("bwrap")
+
+
+def open_wrapped(num_workers: int) -> Zygote:
+    """A `Zygote` whose workers run inside bubblewrap.
+
+    Raises:
+        SandboxError: it is not installed, or may not make namespaces here (as in most containers).
+    """
+    program = find()
+    if program is None:
+        raise SandboxError("bubblewrap is not installed.", "Install the package that has `bwrap`, or use 'zygote'.")
+    launch = Launch(tuple([program, *_options()]), view="mounts")
+    return Zygote(num_workers, launch, name="bubblewrap")
+
+
+def _options() -> list[str]:
+    options = ["--unshare-all", "--unshare-user", "--new-session", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534"]
+    for path in ("/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"):
+        options += ["--ro-bind-try", path, path]
+    for path in ("/lib", "/lib64"):
+        if os.path.islink(path):
+            options += ["--symlink", os.readlink(path), path]
+        else:
+            options += ["--ro-bind-try", path, path]
+    options += ["--ro-bind", _prefix(), _prefix(), "--ro-bind", str(HERE), str(HERE)]
+    for hidden in _packages():
+        options += ["--tmpfs", hidden]
+    options += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/", "--tmpfs", "/tmp", "--chdir", "/", "--"]
+    return options
+
+
+def _prefix() -> str:
+    """The folder of the Python installation; of one in /usr only its program, as its library is bound already."""
+    prefix = os.path.realpath(sys.base_prefix)
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable) if prefix == "/usr" else prefix
+
+
+def _packages() -> list[str]:
+    """Folders of installed packages inside the standard library's."""
+    library = os.path.realpath(sysconfig.get_paths()["stdlib"])
+    return [path for path in (os.path.join(library, "site-packages"), "/usr/lib/python3") if os.path.isdir(path)]

@@ -1,0 +1,3 @@
+from typing import Any
+class Remote:
+    def __init__(self, *a: Any) -> None: ...

@@ -1,0 +1,296 @@
+"""The embedded back-end: workers of clean Python processes that fork once per run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import secrets
+import signal
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from scgrpo.errors import ConfigError, SandboxError
+from scgrpo.sandbox.base import CallResult, Judged, Limits, Outcome, Program, Result
+from scgrpo.sandbox.worker import Launch, Worker, WorkerDied, collecting, sealed
+
+_T = TypeVar("_T")
+_DEFAULT = Limits()
+_REPORT_BYTES = 10_000
+
+
+class Zygote:
+    """A `Sandbox` of `num_workers` processes.
+
+    Inputs go in and outputs come out through memory, not files, so a full disk stops only programs with `files` (where
+    there is no /dev/shm).
+
+    Raises:
+        SandboxError: this machine gives no safe level.
+    """
+
+    def __init__(self, num_workers: int = 2, launch: Launch | None = None, name: str = "") -> None:
+        if num_workers < 1:
+            raise ConfigError(f"num_workers={num_workers} cannot work.", "Take at least 1.")
+        self._name = name
+        self._workers = [Worker(launch or Launch()) for _ in range(num_workers)]
+        self._owner = os.getpid()
+        self._closer = weakref.finalize(self, _close_all, self._workers, self._owner)
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="scgrpo-sandbox")
+        try:
+            for worker in self._workers:
+                worker.start()
+                self._idle.put(worker)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def level(self) -> str:
+        """`landlock+seccomp`, `seccomp` (no file can be opened at all), either after `bubblewrap+`, or `none`."""
+        isolation = self._workers[0].isolation or "none"
+        return f"{self._name}+{isolation}" if self._name else isolation
+
+    @property
+    def notes(self) -> list[str]:
+        """What the workers found when they started."""
+        return self._workers[0].notes
+
+    def run(self, program: Program, limits: Limits = _DEFAULT) -> Result:
+        order = {"source": program.source, "files": dict(program.files), "arguments": list(program.arguments)}
+        output, errors = collecting(), collecting()
+        try:
+            inputs = [_order(order), sealed(program.stdin.encode("utf-8", "surrogatepass"))]
+            answer = self._request(
+                ["program"], [[*inputs, os.dup(output), os.dup(errors)]], limits, files=bool(program.files)
+            )
+            stdout, stderr = _text(output, limits.output_bytes), _text(errors, limits.output_bytes)
+            full = max(os.fstat(output).st_size, os.fstat(errors).st_size) > limits.output_bytes
+            outcome, detail = _outcome(answer, answer["endings"][-1], limits, full)
+            code, cpu_s = answer["endings"][-1]
+            return Result(outcome, stdout, stderr, code, answer["wall_s"], cpu_s, detail or _last_line(stderr))
+        except (WorkerDied, OSError) as error:
+            return Result(Outcome.ERROR, detail=str(error))
+        finally:
+            os.close(output)
+            os.close(errors)
+
+    def run_many(self, programs: Sequence[tuple[Program, Limits]]) -> list[Result]:
+        self._check()
+        futures = [self._threads.submit(self.run, program, limits) for program, limits in programs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def call(
+        self,
+        source: str,
+        function: str,
+        arguments: Sequence[Sequence[Any]],
+        limits: Limits = _DEFAULT,
+        *,
+        total_wall_s: float | None = None,
+    ) -> list[CallResult]:
+        if not arguments:
+            return []
+        total = total_wall_s or limits.wall_s * len(arguments)
+        order = {"source": source, "function": function, "arguments": [list(items) for items in arguments], "files": {}}
+        errors = collecting()
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        values = _Values(reading, limits)
+        try:
+            inputs = [_order(order), writing, os.dup(errors)]
+            answer = self._request(["functions"], [inputs], limits, wall_s=total, stream=values)
+            return self._calls(values, answer, limits, len(arguments), _last_line(_text(errors, limits.output_bytes)))
+        except (WorkerDied, OSError) as error:
+            return [CallResult(Outcome.ERROR, detail=str(error))]
+        finally:
+            os.close(errors)
+            os.close(reading)
+
+    @staticmethod
+    def _calls(
+        values: _Values, answer: dict[str, Any], limits: Limits, wanted: int, last_line: str
+    ) -> list[CallResult]:
+        results = values.results[:wanted]
+        if len(results) == wanted or (results and results[-1].outcome is not Outcome.OK):
+            return results
+        if answer["stopped"]:
+            detail = f"no value within {limits.wall_s:g} s" if not values.full else "it returned too much"
+            return [*results, CallResult(Outcome.OUTPUT if values.full else Outcome.TIMEOUT, detail=detail)]
+        outcome, detail = _outcome(answer, answer["endings"][-1], limits, False)
+        if outcome is Outcome.OK:
+            outcome, detail = Outcome.EXIT, "it ended before all calls were made"
+        return [*results, CallResult(outcome, detail=detail or last_line)]
+
+    def judge(
+        self, candidate: str, tests: str, limits: Limits = _DEFAULT, *, entry_points: Collection[str] = ()
+    ) -> Judged:
+        secret = secrets.token_hex(16)
+        order = {"tests": tests, "secret": secret, "entry_points": list(entry_points)}
+        report = collecting()
+        try:
+            theirs, ours = [_order({"source": candidate})], [_order(order), os.dup(report)]
+            answer = self._request(["candidate", "judge"], [theirs, ours], limits)
+            return _judged(answer, os.pread(report, _REPORT_BYTES, 0), secret, limits)
+        except (WorkerDied, OSError) as error:
+            return Judged(None, Outcome.ERROR, str(error))
+        finally:
+            os.close(report)
+
+    def _request(
+        self,
+        roles: list[str],
+        descriptors: list[list[int]],
+        limits: Limits,
+        *,
+        wall_s: float | None = None,
+        files: bool = False,
+        stream: Any = None,
+    ) -> dict[str, Any]:
+        message = {
+            "processes": [[role, len(given)] for role, given in zip(roles, descriptors, strict=True)],
+            "files": files,
+            "wall_s": wall_s or limits.wall_s,
+            "cpu_s": limits.cpu_s,
+            "memory_mb": limits.memory_mb,
+            "output_bytes": max(limits.output_bytes, _REPORT_BYTES) + 1,
+        }
+        with self._worker() as worker:
+            answer = worker.request(message, [number for given in descriptors for number in given], stream)
+        if "failed" in answer:
+            raise WorkerDied(f"the run could not be confined: {answer['failed']}")
+        return answer
+
+    @contextmanager
+    def _worker(self) -> Iterator[Worker]:
+        self._check()
+        worker = self._idle.get()
+        try:
+            yield worker
+        finally:
+            self._idle.put(worker)
+
+    def _check(self) -> None:
+        if not self._closer.alive or os.getpid() != self._owner:
+            raise SandboxError("This sandbox is closed or belongs to another process.", "Open a new one.")
+
+    def close(self) -> None:
+        if os.getpid() != self._owner:  # a forked copy: the workers are not its own
+            return
+        self._closer()
+        with contextlib.suppress(queue.Empty):
+            for _ in self._workers:  # one that is not idle is cleaned up by the thread that waits for it
+                worker = self._idle.get_nowait()
+                worker.kill()
+                self._idle.put(worker)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Values:
+    """The lines that a run of `call` writes, as they come."""
+
+    def __init__(self, descriptor: int, limits: Limits) -> None:
+        self.descriptor, self.limits = descriptor, limits
+        self.deadline = time.monotonic() + limits.wall_s
+        self.results: list[CallResult] = []
+        self.full = False
+        self._rest = b""
+        self._size = 0
+        self._since = time.monotonic()
+
+    def feed(self, data: bytes) -> None:
+        self._size += len(data)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            now = time.monotonic()
+            self.results.append(_value(line, now - self._since))
+            self._since, self.deadline = now, now + self.limits.wall_s
+        if self._size > self.limits.output_bytes:
+            self.full, self.deadline = True, 0.0
+
+
+def _value(line: bytes, wall_s: float) -> CallResult:
+    try:
+        kind, value = json.loads(line)
+    except (ValueError, TypeError, RecursionError) as error:
+        return CallResult(Outcome.EXIT, detail=f"what it returned is not JSON: {error}", wall_s=wall_s)
+    if kind == "ok":
+        return CallResult(Outcome.OK, value, wall_s=wall_s)
+    return CallResult(Outcome.EXIT, detail=str(value), wall_s=wall_s)
+
+
+def _judged(answer: dict[str, Any], report: bytes, secret: str, limits: Limits) -> Judged:
+    """Only a report with the secret counts; without one, how the processes ended says why."""
+    candidate, judge = answer["endings"]
+    try:
+        said = json.loads(report)
+        genuine = secrets.compare_digest(said["secret"], secret)
+    except (ValueError, TypeError, KeyError):
+        genuine = False
+    if genuine and said["passed"] is None:
+        return Judged(None, Outcome.ERROR, said["detail"])
+    if genuine and said["passed"]:
+        return Judged(True, Outcome.OK)
+    if genuine and not said["gone"]:
+        return Judged(False, Outcome.EXIT, said["detail"])
+    ending = candidate if genuine else judge
+    outcome, detail = _outcome(answer, ending, limits, False)
+    if outcome is Outcome.OK:
+        outcome = Outcome.EXIT
+    return Judged(False, outcome, detail or (said["detail"] if genuine else "the tests ended early"))
+
+
+def _outcome(answer: dict[str, Any], ending: Sequence[float], limits: Limits, full: bool) -> tuple[Outcome, str]:
+    code, cpu_s = int(ending[0]), ending[1]
+    if full:
+        return Outcome.OUTPUT, f"more than {limits.output_bytes} bytes of output"
+    if answer["expired"]:
+        return Outcome.TIMEOUT, f"killed after {answer['wall_s']:.1f} s"
+    if code == -signal.SIGXCPU or (limits.cpu_s is not None and cpu_s > limits.cpu_s):
+        return Outcome.TIMEOUT, f"{cpu_s:.1f} s of CPU time"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        return Outcome.KILLED, f"killed by {name}"
+    return (Outcome.EXIT if code else Outcome.OK), ""
+
+
+def _order(order: dict[str, Any]) -> int:
+    return sealed(json.dumps(order).encode())
+
+
+def _text(descriptor: int, limit: int) -> str:
+    return os.pread(descriptor, limit, 0).decode("utf-8", "replace")
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().rsplit("\n", 1)
+    return lines[-1][:500]
+
+
+def _close_all(workers: Sequence[Worker], owner: int) -> None:
+    if os.getpid() != owner:  # a forked copy of the process must not kill its workers
+        return
+    for worker in workers:
+        worker.stop()
+
+
+Run = Callable[[Worker], _T]
