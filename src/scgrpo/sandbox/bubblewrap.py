@@ -32,6 +32,7 @@ def open_wrapped(num_workers: int) -> Zygote:
 
 def _options() -> list[str]:
     options = ["--unshare-all", "--unshare-user", "--new-session", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534"]
+    options += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
     for path in ("/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"):
         options += ["--ro-bind-try", path, path]
     for path in ("/lib", "/lib64"):
@@ -42,7 +43,7 @@ def _options() -> list[str]:
     options += ["--ro-bind", _prefix(), _prefix(), "--ro-bind", str(HERE), str(HERE)]
     for hidden in _packages():
         options += ["--tmpfs", hidden]
-    options += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/", "--tmpfs", "/tmp", "--chdir", "/", "--"]
+    options += ["--remount-ro", "/", "--chdir", "/", "--"]
     return options
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import landlock, seccomp
-from .syscalls import ARCHITECTURES, Architecture
+from .syscalls import ARCHITECTURES
 
 # No real user has a number from here on (it is reserved in the usual tables); with its process id added, every run is a
 # user of its own, so that a limit on processes counts its own threads only.
@@ -47,15 +47,14 @@ class Cage:
         files: what the filter says about opening files.
         rights: what Landlock lets them open; None: there is no Landlock.
         rules: descriptor of the rule set made of `rights`.
-        filtered: False switches the filter off (the user's explicit word).
+        filter: None: there is none (the user's explicit word).
         own_bytes: address space that the interpreter has before any run.
     """
 
-    architecture: Architecture | None
     files: seccomp.Files
     rights: Mapping[str, int] | None
     rules: int | None
-    filtered: bool
+    filter: seccomp.Filter | None
     own_bytes: int
 
     def enter(self, allowance: Allowance, folder: str | None = None) -> None:
@@ -79,10 +78,8 @@ class Cage:
         if rules is not None:
             landlock.restrict(rules)
             os.close(rules)
-        if self.filtered:
-            assert self.architecture is not None
-            program = seccomp.build(self.architecture, os.getpid(), self.files)
-            seccomp.install(self.architecture, program)
+        if self.filter is not None:
+            self.filter.install()
 
     def _limit(self, allowance: Allowance, drops: bool) -> None:
         memory = self.own_bytes + (allowance.memory_mb << 20)
@@ -121,11 +118,12 @@ def prepare(view: str, *, insecure: bool = False) -> tuple[Cage, list[str]]:
     rules = landlock.ruleset(rights) if rights is not None else None
     without_landlock: seccomp.Files = "reading" if view == "mounts" else "none"
     files: seccomp.Files = "any" if rights is not None else without_landlock
-    cage = Cage(architecture, files, rights, rules, architecture is not None, _address_space())
+    filter_ = None if architecture is None else seccomp.Filter(architecture, files)
+    cage = Cage(files, rights, rules, filter_, address_space())
     complaint = _try(cage) if architecture is not None else "no seccomp"
     if complaint:
         notes.append(f"the trial run was not held: {complaint}")
-        cage.filtered = False
+        cage.filter = None
         if not insecure:
             raise OSError("; ".join(notes))
     else:
@@ -228,6 +226,6 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
-def _address_space() -> int:
+def address_space() -> int:
     with open("/proc/self/statm", encoding="ascii") as statm:
         return int(statm.read().split()[0]) * resource.getpagesize()

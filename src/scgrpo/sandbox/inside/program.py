@@ -36,10 +36,9 @@ def run(order: dict[str, Any], stdin: int, stdout: int, stderr: int) -> int:
 
 
 def start(name: str, source: str) -> types.ModuleType:
-    """Streams, a module for the source, nothing of ours in sight."""
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    """A module for the source, and nothing of ours in sight. Python's own streams, unused so far, are as a program
+    expects them: UTF-8 on descriptors 0, 1 and 2.
+    """
     random.seed(0)
     preload.forget(__name__.partition(".")[0])
     module = types.ModuleType(name)

@@ -23,6 +23,8 @@ _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ F
 _OPEN_FLAGS_AT = {"openat": 2, "open": 1}  # which argument
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 Files = Literal["any", "reading", "none"]
 
@@ -89,16 +91,26 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def install(architecture: Architecture, program: list[Instruction]) -> None:
-    """Put the filter on this process, all its threads and whatever it starts, for ever. Needs no_new_privs.
+class Filter:
+    """A program ready to be installed in any process: packed once, as building it takes longer than a run may."""
 
-    Raises:
-        OSError: the kernel refuses.
-    """
-    packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
-    buffer = ctypes.create_string_buffer(packed)
-    argument = _Program(len(program), ctypes.addressof(buffer))
-    libc = ctypes.CDLL(None, use_errno=True)
-    set_filter, all_threads = 1, 1
-    if libc.syscall(architecture.seccomp, set_filter, all_threads, ctypes.byref(argument)) != 0:
-        raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")
+    _SOME_PID = 0x5AFEB0C5  # no process has it
+
+    def __init__(self, architecture: Architecture, files: Files) -> None:
+        self.architecture = architecture
+        program = build(architecture, self._SOME_PID, files)
+        self.length = len(program)
+        self.packed = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+
+    def install(self) -> None:
+        """Put the filter on this process, all its threads and whatever it starts, for ever. Needs no_new_privs.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        packed = self.packed.replace(struct.pack("I", self._SOME_PID), struct.pack("I", os.getpid()))
+        buffer = ctypes.create_string_buffer(packed)
+        argument = _Program(self.length, ctypes.addressof(buffer))
+        set_filter, all_threads = 1, 1
+        if _libc.syscall(self.architecture.seccomp, set_filter, all_threads, ctypes.byref(argument)) != 0:
+            raise OSError(ctypes.get_errno(), f"seccomp: {os.strerror(ctypes.get_errno())}")

@@ -48,14 +48,14 @@ def main(control: int, opener: int, view: str, insecure: bool) -> NoReturn:
         kept = _reach_library() if os.geteuid() == 0 else []
         cage, notes = confine.prepare(view, insecure=insecure)
         preload.load(everything=cage.files == "none")
-        cage.own_bytes = confine._address_space()
+        cage.own_bytes = confine.address_space()
     except Exception as error:  # noqa: BLE001 (the other side makes an error of it)
         _send(sock, {"ready": False, "detail": f"{type(error).__name__}: {error}"})
         os._exit(1)
     gc.collect()
     gc.freeze()  # else a collection in a run would copy every page
     isolation = "landlock+seccomp" if cage.rights is not None else "seccomp"
-    _send(sock, {"ready": True, "isolation": isolation if cage.filtered else "none", "notes": notes})
+    _send(sock, {"ready": True, "isolation": isolation if cage.filter is not None else "none", "notes": notes})
     worker = _Worker(sock, opener, cage, kept)
     try:
         while worker.serve_one():
