@@ -36,12 +36,13 @@ _QUICK_S = 0.5
 # printed goes nowhere.
 FILES_PREAMBLE = """\
 def _files():
-    import builtins, io, sys
+    import builtins, io, os, sys
     real, out = io.open, sys.stdout
     class Nowhere(io.TextIOBase):
         def write(self, text): return len(text)
     def opened(name, mode="r", *more, **options):
-        if name == "output.txt" and set(mode) & set("wax"):
+        named = name if isinstance(name, int) else os.fspath(name)
+        if named == "output.txt" and set(mode) & set("wax"):
             return real(1, mode.replace("x", "w").replace("+", ""), *more, **options, closefd=False)
         return real(name, mode, *more, **options)
     builtins.open = io.open = opened

@@ -34,7 +34,7 @@ class MBPPSource:
         train_ids, eval_ids: first and last `task_id` of each split.
         shown_tests: how many of a problem's assertions the prompt shows; None: all, as in the paper. Those that are
             shown can be satisfied without solving the problem.
-        exclude: task_ids to leave out. (The reference solutions of 367 and 927 lack a class that their tests need.)
+        exclude: task_ids to leave out. (The tests of 367 and 927 need a class `Node` that the prompt does not name.)
     """
 
     def __init__(
@@ -42,20 +42,25 @@ class MBPPSource:
         *,
         dataset_name: str = "google-research-datasets/mbpp",
         dataset_config: str | None = "full",
-        train_ids: Sequence[int] = _IDS["train"],
+        train_ids: Sequence[int] | None = _IDS["train"],
         eval_ids: Sequence[int] = _IDS["eval"],
         shown_tests: int | None = None,
         exclude: Sequence[int] = (),
     ) -> None:
         self._name, self._config = dataset_name, dataset_config
-        self._ids: dict[Split, Sequence[int]] = {"train": train_ids, "eval": eval_ids}
+        self._ids: dict[Split, Sequence[int] | None] = {"train": train_ids, "eval": eval_ids}
         for split, ids in self._ids.items():
-            if len(ids) != 2 or ids[0] > ids[1]:
+            if ids is not None and (len(ids) != 2 or ids[0] > ids[1]):
                 raise ConfigError(f"{split}_ids={ids!r} is no range.", "Give the first and the last task_id.")
         self._shown, self._exclude = shown_tests, frozenset(exclude)
 
     def problems(self, split: Split) -> Sequence[Problem]:
-        first, last = self._ids[split]
+        ids = self._ids[split]
+        if ids is None:
+            raise ConfigError(
+                "MBPP+ has no training problems.", "Train on mbpp, or set train_ids (and eval_ids that leave them out)."
+            )
+        first, last = ids
         chosen = [p for number, p in self._numbered if first <= number <= last and number not in self._exclude]
         if not chosen:
             raise DataError(
@@ -93,7 +98,8 @@ class MBPPSource:
 
 
 class MBPPPlusSource(MBPPSource):
-    """MBPP+: 378 problems of MBPP with many more tests. All are evaluation problems.
+    """MBPP+: 378 problems of MBPP with many more tests. All are evaluation problems, also those with a `task_id` that
+    `mbpp` trains on: after training there, evaluate with `eval_ids=[11, 510]`.
 
     Args:
         dataset_name: hub id or local file, with the columns task_id, prompt, test_list and test.
@@ -104,7 +110,7 @@ class MBPPPlusSource(MBPPSource):
         self,
         *,
         dataset_name: str = "evalplus/mbppplus",
-        train_ids: Sequence[int] = (0, 0),
+        train_ids: Sequence[int] | None = None,
         eval_ids: Sequence[int] = (1, 974),
         shown_tests: int | None = None,
         exclude: Sequence[int] = (),

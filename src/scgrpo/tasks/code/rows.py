@@ -122,7 +122,7 @@ class RowsSource:
             _INSTRUCTIONS["files" if suite.files else kind] if self._instruction is None else self._instruction
         )
         if more["starter_code"]:
-            instruction = f"Start from this code:\n{prompts.fenced(more['starter_code'])}\n\n{instruction}"
+            instruction = f"Start from this code:\n{prompts.fenced(more['starter_code'])}\n\n{instruction}".rstrip()
         messages = self._messages(prompt, instruction)
         name = more["problem_id"]
         return Problem(
@@ -206,10 +206,10 @@ def _suite(kind: Kind, tests: Any, more: Mapping[str, Any], where: str) -> Suite
         cases = call_cases(tests, where)
     else:
         cases = assert_cases(tests, where) if kind == "asserts" else stdin_cases(tests, where)
+    for name in ("time_limit", "memory_limit"):
+        if more[name] is not None and not (isinstance(more[name], int | float) and more[name] > 0):
+            raise DataError(f"{where}: {name} is {more[name]!r}.", "Give a number above 0.")
     limits = {"time_limit_s": more["time_limit"], "memory_mb": more["memory_limit"]}
-    for name, value in limits.items():
-        if value is not None and not (isinstance(value, int | float) and value > 0):
-            raise DataError(f"{where}: {name} is {value!r}.", "Give a number above 0.")
     return Suite(
         cases,
         entry_point=entry_point,

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from scgrpo.errors import ConfigError, ScgrpoError, ShapeError
+from scgrpo.errors import ConfigError, DataError, ScgrpoError, ShapeError
 from scgrpo.sandbox import Sandbox, open_sandbox
 from scgrpo.tasks.base import Canned, Message, Row, Split, Task, Verdict
 from scgrpo.tasks.code.extract import last_block
@@ -194,7 +194,7 @@ class CodeTask(Task):
     def _problems(self) -> dict[str, Problem]:
         found: dict[str, Problem] = {}
         for split in ("train", "eval"):
-            with contextlib.suppress(ConfigError):  # this source has no such split
+            with contextlib.suppress(ConfigError, DataError):  # no such split; its rows were never handed out
                 found |= {problem.id: problem for problem in self._source.problems(split)}
         return found
 
