@@ -14,9 +14,9 @@ from scgrpo.tasks.code.grader import Grader
 
 # Finds the answer in files, the environment, or objects of the interpreter, if it is anywhere; prints and returns it.
 SEARCH = """
-import gc, glob, os, sys
+import gc, glob, os, re, sys
 found = []
-for pattern in ("*", "/tmp/**", "/proc/self/fd/*", "/proc/self/environ", "/proc/[0-9]*/environ", "/dev/shm/*", "../*"):
+for pattern in ("*", "../*", "/tmp/**", "/dev/shm/*", "/proc/self/fd/*", "/proc/*/environ"):
     for path in glob.glob(pattern, recursive=True)[:500]:
         try:
             found.append(open(path, errors="replace").read(100_000))
@@ -27,15 +27,14 @@ frame = sys._getframe()
 while frame:
     found += [repr(frame.f_locals)[:10_000], repr(frame.f_globals)[:10_000]]
     frame = frame.f_back
-text = "".join(found)
-answer = "SECRET-RIGHT-ANSWER" if "SECRET-RIGHT" + "-ANSWER" in text else "not found"
+answer = (re.findall(r"SECRET-\\w+-ANSWER", "".join(found)) or ["not found"])[0]
 """
 SAY_PASSED = """
 import json, os
 for message in ({"passed": True}, ["ok", True, None], {"ok": True, "value": "SECRET"}, {"outcome": "ok"}, ["ready"]):
     data = json.dumps(message).encode()
     for descriptor in range(3, 64):
-        for part in (data, data + b"\\n", len(data).to_bytes(4, "little") + data, len(data).to_bytes(4, "big") + data):
+        for part in (data, data + b"\\n", *(len(data).to_bytes(4, order) + data for order in ("little", "big"))):
             try:
                 os.write(descriptor, part)
             except OSError:
