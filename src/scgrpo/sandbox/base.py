@@ -38,8 +38,8 @@ class Limits:
 
     Attributes:
         wall_s: seconds until it is killed.
-        cpu_s: CPU seconds of all its threads; None: only the wall clock counts. Enforced in whole seconds, rounded up,
-            by the kernel; a run that ends by itself having used more is a TIMEOUT all the same.
+        cpu_s: CPU seconds of all its threads; None: only the wall clock counts. The kernel enforces whole seconds,
+            rounded up; a run that ends by itself having used more is a TIMEOUT all the same.
         memory_mb: address space beyond the interpreter's own, MiB.
         output_bytes: of stdout, and as many of stderr.
     """
@@ -108,7 +108,7 @@ class Judged:
     """What tests say of a candidate.
 
     `passed` is None exactly where `outcome` is ERROR: then nothing is known. Else it is True if all tests ran to
-    their end. False comes with the reason: EXIT (a test failed or something raised), TIMEOUT, KILLED, OUTPUT.
+    their end. False comes with the reason: EXIT (a test failed or something raised), TIMEOUT, KILLED.
     """
 
     passed: bool | None
@@ -143,8 +143,8 @@ class Sandbox(Protocol):
     ) -> list[CallResult]:
         """Call `Solution().function`, where the source has such a class, else `function`, once per argument list.
 
-        One process makes all calls, in order, until one does not end OK: that one is the last of the list, so the list
-        may be shorter than `arguments` and is empty only for no arguments. What keeps the source from running at all
+        One process makes all calls, in order, until one does not end OK: that one is the last of the list, which may
+        so be shorter than `arguments`, and is empty only for no arguments. What keeps the source from running at all
         is the first result's. Values come back as JSON and are to be compared here, out of the code's reach.
 
         Args:
@@ -156,22 +156,22 @@ class Sandbox(Protocol):
     def judge(
         self, candidate: str, tests: str, limits: Limits = ..., *, entry_points: Collection[str] = ()
     ) -> Judged:
-        """Run assert-style tests (HumanEval, MBPP) against a candidate. The candidate cannot make them pass by tricks.
+        """Run assert-style tests (HumanEval, MBPP) against a candidate, which cannot make them pass by tricks.
 
-        The tests are trusted and run in a sandboxed process of their own. Names they use and do not define, and which
-        are not Python's builtins, are looked up in the candidate's process: calls go there, and plain values (numbers,
-        strings, containers, ...) come back as bytes that the tests' process decodes. Everything else comes back as a
-        handle, which can be called, asked for attributes, items, iteration, length, truth, `str`, `int` and `float`,
-        and equals nothing but itself. Changes that the candidate makes to lists, dicts and sets that it is given
-        are made to the originals. Its exceptions are raised in the tests, as the builtin class they are or derive from.
+        The tests are trusted and run in a sandboxed process of their own. Names they use and do not define are looked
+        up in the candidate's process, except Python's builtins and standard modules. Calls go there, and plain values
+        (numbers, strings, containers, ...) come back as bytes that the tests' process decodes. Everything else comes
+        back as a handle, which can be called, asked for attributes, items, iteration, length, truth, `str`, `int` and
+        `float`, and equals nothing but itself. Changes that the candidate makes to lists, dicts and sets that it is given are
+        made to the originals. Its exceptions are raised in the tests, as the builtin class they are or derive from.
 
         Args:
             candidate: source that defines what the tests use.
             tests: source that raises nothing if, and only if, the candidate is right. It may define helpers; what it
                 defines is never asked of the candidate.
             limits: `wall_s` for everything together; the rest for each of the two processes.
-            entry_points: names that the candidate provides although Python has a builtin of that name (MBPP has a
-                `sum`). All other builtins in the tests are Python's, whatever the candidate defines.
+            entry_points: names that the candidate provides even if Python has a builtin or a module of that name
+                (MBPP has a `sum`). All others in the tests are Python's, whatever the candidate defines.
         """
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The same workers inside bubblewrap: namespaces of their own, and a file system that holds only what runs may read."""
+"""The same workers inside bubblewrap: own namespaces, and a file system of only what runs may read."""
 
 from __future__ import annotations
 
@@ -26,12 +26,22 @@ def open_wrapped(num_workers: int) -> Zygote:
     program = find()
     if program is None:
         raise SandboxError("bubblewrap is not installed.", "Install the package that has `bwrap`, or use 'zygote'.")
-    launch = Launch(tuple([program, *_options()]), view="mounts")
+    launch = Launch((program, *_options()), view="mounts")
     return Zygote(num_workers, launch, name="bubblewrap")
 
 
 def _options() -> list[str]:
-    options = ["--unshare-all", "--unshare-user", "--new-session", "--cap-drop", "ALL", "--uid", "65534", "--gid", "65534"]
+    options = [
+        "--unshare-all",
+        "--unshare-user",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        "--uid",
+        "65534",
+        "--gid",
+        "65534",
+    ]
     options += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
     for path in ("/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"):
         options += ["--ro-bind-try", path, path]

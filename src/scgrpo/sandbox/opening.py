@@ -42,7 +42,8 @@ class Probe:
 
 def probe() -> Probe:
     """Start one worker of each local back-end, which confines a process and tries to break out of it."""
-    level, notes = "none", ()
+    level = "none"
+    notes: tuple[str, ...]
     try:
         with open_sandbox("zygote", num_workers=1) as sandbox:
             assert isinstance(sandbox, Zygote)
@@ -64,8 +65,8 @@ def open_sandbox(
     """Open a sandbox.
 
     Args:
-        backend: "zygote" (embedded, no dependencies), "bubblewrap", "remote" (needs `url`), or "auto": the embedded one,
-            where the kernel lacks Landlock bubblewrap if it works, else the embedded one without any files.
+        backend: "zygote" (embedded, no dependencies), "bubblewrap", "remote" (needs `url`), or "auto": the embedded
+            one; where the kernel lacks Landlock, bubblewrap if it works, else the embedded one without any files.
         num_workers: processes that run programs at the same time.
         allow_insecure: run even where the kernel gives no isolation. Your explicit word; logged as a warning.
         url: of the remote runner, up to and with `/run_code` (SandboxFusion) or `/execute` (Piston).
@@ -82,7 +83,8 @@ def open_sandbox(
         return Remote(url, num_workers)
     if sys.platform != "linux":
         raise SandboxError(
-            f"There is no local sandbox on {platform.system()}.", "Use Linux, or backend='remote' with a runner's url."
+            f"There is no local sandbox on {platform.system()}.",
+            "Use Linux, or backend='remote' with a runner's url.",
         )
     if backend == "bubblewrap":
         return bubblewrap.open_wrapped(num_workers)
@@ -96,5 +98,7 @@ def open_sandbox(
             sandbox.close()
             return wrapped
     if sandbox.level == "none":
-        _log.warning("Untrusted code runs WITHOUT a sandbox, as allow_insecure=True asks: %s", "; ".join(sandbox.notes))
+        _log.warning(
+            "Untrusted code runs WITHOUT a sandbox, as allow_insecure=True asks: %s", "; ".join(sandbox.notes)
+        )
     return sandbox

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,16 +37,18 @@ class Launch:
         prefix: what goes before Python's own command line.
         view: see `inside.confine.prepare`.
         insecure: run even without isolation.
+        missing: features of the kernel to do without, to see what is left; see `inside.confine.prepare`.
     """
 
     prefix: tuple[str, ...] = ()
     view: str = "host"
     insecure: bool = False
+    missing: tuple[str, ...] = ()
 
     def command(self, control: int, opener: int) -> list[str]:
         python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
         options = ["-S", "-s", "-P", "-B", "-X", "utf8", "-c", _BOOTSTRAP]
-        arguments = json.dumps([control, opener, self.view, self.insecure])
+        arguments = json.dumps([control, opener, self.view, self.insecure, self.missing])
         return [*self.prefix, python, *options, str(HERE), arguments]
 
 
@@ -60,7 +62,7 @@ class Stream(Protocol):
         """Take what has come; may move `deadline` (time.monotonic()), after which the run is stopped."""
 
 
-class WorkerDied(Exception):
+class WorkerError(Exception):
     """The worker ended, or does not answer: nothing is known about the run."""
 
 
@@ -90,7 +92,7 @@ class Worker:
         try:
             self._launch()
             answer = self._receive(_START_S)
-        except (OSError, WorkerDied) as error:
+        except (OSError, WorkerError) as error:
             detail = f"{error} {self._last_words()}".strip()
             self.kill()
             raise SandboxError(
@@ -129,7 +131,7 @@ class Worker:
             finally:
                 os.close(opener)
         if self.stopped:  # in the meantime, by another thread
-            raise WorkerDied("The sandbox was closed.")
+            raise WorkerError("The sandbox was closed.")
 
     def request(
         self, message: dict[str, Any], descriptors: Sequence[int], stream: Stream | None = None
@@ -138,49 +140,50 @@ class Worker:
 
         Args:
             message: see `inside.serve`.
-            descriptors: what the run's processes get. Closed here, whatever happens.
-            stream: read until it ends. Its write end must be among `descriptors`.
+            descriptors: what the run's processes get copies of.
+            stream: read while the run lasts.
 
         Raises:
-            WorkerDied: and then the next request gets a new process.
+            WorkerError: and then the next request gets a new process.
         """
-        deadline = time.monotonic() + message["wall_s"] + _GRACE_S
         try:
-            try:
-                self.start()
-                assert self._socket is not None
-                packed = array.array("i", descriptors)
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)]
-                self._socket.sendmsg([json.dumps(message).encode()], rights)
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
+            self.start()
+            assert self._socket is not None
+            deadline = time.monotonic() + message["wall_s"] + _GRACE_S
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+            self._socket.sendmsg([json.dumps(message).encode()], rights)
             if stream is not None:
                 self._follow(stream, deadline)
             return self._receive(max(0.0, deadline - time.monotonic()))
-        except (OSError, WorkerDied, SandboxError) as error:
+        except (OSError, WorkerError, SandboxError) as error:
             detail = "the sandbox was closed" if self.stopped else f"{error} {self._last_words()}".strip()
             self.kill()
-            raise WorkerDied(detail) from error
+            raise WorkerError(detail) from error
         except BaseException:  # Ctrl-C: the run goes on in there
             self.kill()
             raise
 
     def _follow(self, stream: Stream, deadline: float) -> None:
-        """Read a stream to its end, and stop the run when it is late."""
+        """Read a stream until the worker has an answer, and have the run stopped when it is late.
+
+        The answer is what counts, not the stream's end: a fork of this process may hold its other side open.
+        """
         assert self._socket is not None
+        os.set_blocking(stream.descriptor, False)
         waiting, told = select.poll(), False
         waiting.register(stream.descriptor, select.POLLIN)
+        waiting.register(self._socket, select.POLLIN)
         while True:
             until = deadline if told else min(deadline, stream.deadline)
-            if waiting.poll(max(0.0, until - time.monotonic()) * 1000):
-                data = os.read(stream.descriptor, 1 << 16)
-                if not data:
-                    return
-                if not told:
-                    stream.feed(data)
-            elif told or time.monotonic() >= deadline:
-                raise WorkerDied("The worker does not answer.")
+            ready = {number for number, _ in waiting.poll(max(0.0, until - time.monotonic()) * 1000)}
+            if stream.descriptor in ready and not _feed(stream, not told):
+                waiting.unregister(stream.descriptor)
+            if self._socket.fileno() in ready:
+                while _feed(stream, not told):
+                    pass
+                return
+            if time.monotonic() >= deadline:
+                raise WorkerError("The worker does not answer.")
             if not told and time.monotonic() >= stream.deadline:
                 self._socket.send(b'{"stop": true}')
                 told = True
@@ -190,10 +193,10 @@ class Worker:
         waiting = select.poll()
         waiting.register(self._socket, select.POLLIN)
         if not waiting.poll(timeout_s * 1000):
-            raise WorkerDied("The worker does not answer.")
+            raise WorkerError("The worker does not answer.")
         data = self._socket.recv(1 << 16)
         if not data:
-            raise WorkerDied("The worker ended.")
+            raise WorkerError("The worker ended.")
         answer: dict[str, Any] = json.loads(data)
         return answer
 
@@ -227,9 +230,20 @@ class Worker:
 
 
 _REMEDY = (
-    "Use a Linux kernel from 5.13 on with Landlock and seccomp, or install bubblewrap, or give the address of a remote "
-    "runner (backend='remote', url=...). allow_insecure=True runs code without protection."
+    "Use a Linux kernel from 5.13 on with Landlock and seccomp, or install bubblewrap, or give the address of a "
+    "remote runner (backend='remote', url=...). allow_insecure=True runs code without protection."
 )
+
+
+def _feed(stream: Stream, wanted: bool) -> bool:
+    """Hand over what there is, if it is still wanted. False: there is nothing, or never will be."""
+    try:
+        data = os.read(stream.descriptor, 1 << 16)
+    except BlockingIOError:
+        return False
+    if data and wanted:
+        stream.feed(data)
+    return bool(data)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -257,6 +271,3 @@ def sealed(data: bytes) -> int:
 def collecting() -> int:
     """A descriptor that a run writes to, within its limits, and that is read afterwards."""
     return os.memfd_create("scgrpo-output", os.MFD_CLOEXEC)
-
-
-Attempt = Callable[[Worker], Any]

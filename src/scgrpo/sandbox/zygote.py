@@ -10,17 +10,16 @@ import secrets
 import signal
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from scgrpo.errors import ConfigError, SandboxError
 from scgrpo.sandbox.base import CallResult, Judged, Limits, Outcome, Program, Result
-from scgrpo.sandbox.worker import Launch, Worker, WorkerDied, collecting, sealed
+from scgrpo.sandbox.worker import Launch, Stream, Worker, WorkerError, collecting, sealed
 
-_T = TypeVar("_T")
 _DEFAULT = Limits()
 _REPORT_BYTES = 10_000
 
@@ -28,8 +27,8 @@ _REPORT_BYTES = 10_000
 class Zygote:
     """A `Sandbox` of `num_workers` processes.
 
-    Inputs go in and outputs come out through memory, not files, so a full disk stops only programs with `files` (where
-    there is no /dev/shm).
+    Inputs go in and outputs come out through memory, not files: a full disk stops only programs with `files`, and
+    those only where there is no /dev/shm.
 
     Raises:
         SandboxError: this machine gives no safe level.
@@ -45,8 +44,8 @@ class Zygote:
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="scgrpo-sandbox")
         try:
+            list(self._threads.map(Worker.start, self._workers))
             for worker in self._workers:
-                worker.start()
                 self._idle.put(worker)
         except BaseException:
             self.close()
@@ -65,22 +64,18 @@ class Zygote:
 
     def run(self, program: Program, limits: Limits = _DEFAULT) -> Result:
         order = {"source": program.source, "files": dict(program.files), "arguments": list(program.arguments)}
-        output, errors = collecting(), collecting()
-        try:
-            inputs = [_order(order), sealed(program.stdin.encode("utf-8", "surrogatepass"))]
-            answer = self._request(
-                ["program"], [[*inputs, os.dup(output), os.dup(errors)]], limits, files=bool(program.files)
-            )
-            stdout, stderr = _text(output, limits.output_bytes), _text(errors, limits.output_bytes)
-            full = max(os.fstat(output).st_size, os.fstat(errors).st_size) > limits.output_bytes
-            outcome, detail = _outcome(answer, answer["endings"][-1], limits, full)
-            code, cpu_s = answer["endings"][-1]
-            return Result(outcome, stdout, stderr, code, answer["wall_s"], cpu_s, detail or _last_line(stderr))
-        except (WorkerDied, OSError) as error:
-            return Result(Outcome.ERROR, detail=str(error))
-        finally:
-            os.close(output)
-            os.close(errors)
+        with ExitStack() as held:
+            try:
+                inputs = [_order(held, order), _held(held, sealed(program.stdin.encode("utf-8", "surrogatepass")))]
+                output, errors = _held(held, collecting()), _held(held, collecting())
+                answer = self._request([("program", [*inputs, output, errors])], limits, files=bool(program.files))
+                stdout, stderr = _text(output, limits.output_bytes), _text(errors, limits.output_bytes)
+                full = max(os.fstat(output).st_size, os.fstat(errors).st_size) > limits.output_bytes
+            except (WorkerError, OSError) as error:
+                return Result(Outcome.ERROR, detail=str(error))
+        ending = answer["endings"][-1]
+        outcome, detail = _outcome(answer, ending, limits, full)
+        return Result(outcome, stdout, stderr, ending[0], answer["wall_s"], ending[1], detail or _last_line(stderr))
 
     def run_many(self, programs: Sequence[tuple[Program, Limits]]) -> list[Result]:
         self._check()
@@ -103,63 +98,50 @@ class Zygote:
     ) -> list[CallResult]:
         if not arguments:
             return []
-        total = total_wall_s or limits.wall_s * len(arguments)
-        order = {"source": source, "function": function, "arguments": [list(items) for items in arguments], "files": {}}
-        errors = collecting()
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        values = _Values(reading, limits)
-        try:
-            inputs = [_order(order), writing, os.dup(errors)]
-            answer = self._request(["functions"], [inputs], limits, wall_s=total, stream=values)
-            return self._calls(values, answer, limits, len(arguments), _last_line(_text(errors, limits.output_bytes)))
-        except (WorkerDied, OSError) as error:
-            return [CallResult(Outcome.ERROR, detail=str(error))]
-        finally:
-            os.close(errors)
-            os.close(reading)
-
-    @staticmethod
-    def _calls(
-        values: _Values, answer: dict[str, Any], limits: Limits, wanted: int, last_line: str
-    ) -> list[CallResult]:
-        results = values.results[:wanted]
-        if len(results) == wanted or (results and results[-1].outcome is not Outcome.OK):
-            return results
-        if answer["stopped"]:
-            detail = f"no value within {limits.wall_s:g} s" if not values.full else "it returned too much"
-            return [*results, CallResult(Outcome.OUTPUT if values.full else Outcome.TIMEOUT, detail=detail)]
-        outcome, detail = _outcome(answer, answer["endings"][-1], limits, False)
-        if outcome is Outcome.OK:
-            outcome, detail = Outcome.EXIT, "it ended before all calls were made"
-        return [*results, CallResult(outcome, detail=detail or last_line)]
+        order = {
+            "source": source,
+            "function": function,
+            "arguments": [list(items) for items in arguments],
+            "files": {},
+        }
+        with ExitStack() as held:
+            try:
+                inputs, errors = _order(held, order), _held(held, collecting())
+                reading, writing = (_held(held, end) for end in os.pipe2(os.O_CLOEXEC))
+                values = _Values(reading, limits)
+                total_wall_s = total_wall_s or limits.wall_s * len(arguments)
+                given = [("functions", [inputs, writing, errors])]
+                answer = self._request(given, limits, wall_s=total_wall_s, stream=values)
+                last_line = _last_line(_text(errors, limits.output_bytes))
+            except (WorkerError, OSError) as error:
+                return [CallResult(Outcome.ERROR, detail=str(error))]
+        return _calls(values, answer, limits, len(arguments), last_line)
 
     def judge(
         self, candidate: str, tests: str, limits: Limits = _DEFAULT, *, entry_points: Collection[str] = ()
     ) -> Judged:
         secret = secrets.token_hex(16)
         order = {"tests": tests, "secret": secret, "entry_points": list(entry_points)}
-        report = collecting()
-        try:
-            theirs, ours = [_order({"source": candidate})], [_order(order), os.dup(report)]
-            answer = self._request(["candidate", "judge"], [theirs, ours], limits)
-            return _judged(answer, os.pread(report, _REPORT_BYTES, 0), secret, limits)
-        except (WorkerDied, OSError) as error:
-            return Judged(None, Outcome.ERROR, str(error))
-        finally:
-            os.close(report)
+        with ExitStack() as held:
+            try:
+                theirs, ours = _order(held, {"source": candidate}), _order(held, order)
+                report = _held(held, collecting())
+                answer = self._request([("candidate", [theirs]), ("judge", [ours, report])], limits)
+                return _judged(answer, os.pread(report, _REPORT_BYTES, 0), secret, limits)
+            except (WorkerError, OSError) as error:
+                return Judged(None, Outcome.ERROR, str(error))
 
     def _request(
         self,
-        roles: list[str],
-        descriptors: list[list[int]],
+        processes: Sequence[tuple[str, list[int]]],
         limits: Limits,
         *,
         wall_s: float | None = None,
         files: bool = False,
-        stream: Any = None,
+        stream: Stream | None = None,
     ) -> dict[str, Any]:
         message = {
-            "processes": [[role, len(given)] for role, given in zip(roles, descriptors, strict=True)],
+            "processes": [[role, len(given)] for role, given in processes],
             "files": files,
             "wall_s": wall_s or limits.wall_s,
             "cpu_s": limits.cpu_s,
@@ -167,9 +149,9 @@ class Zygote:
             "output_bytes": max(limits.output_bytes, _REPORT_BYTES) + 1,
         }
         with self._worker() as worker:
-            answer = worker.request(message, [number for given in descriptors for number in given], stream)
+            answer = worker.request(message, [number for _, given in processes for number in given], stream)
         if "failed" in answer:
-            raise WorkerDied(f"the run could not be confined: {answer['failed']}")
+            raise WorkerError(f"the run could not be confined: {answer['failed']}")
         return answer
 
     @contextmanager
@@ -194,7 +176,7 @@ class Zygote:
                 worker = self._idle.get_nowait()
                 worker.kill()
                 self._idle.put(worker)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)
 
     def __enter__(self) -> Zygote:
         return self
@@ -228,6 +210,19 @@ class _Values:
             self.full, self.deadline = True, 0.0
 
 
+def _calls(values: _Values, answer: dict[str, Any], limits: Limits, wanted: int, last_line: str) -> list[CallResult]:
+    results = values.results[:wanted]
+    if len(results) == wanted or (results and results[-1].outcome is not Outcome.OK):
+        return results
+    if answer["stopped"]:
+        detail = f"no value within {limits.wall_s:g} s" if not values.full else "it returned too much"
+        return [*results, CallResult(Outcome.OUTPUT if values.full else Outcome.TIMEOUT, detail=detail)]
+    outcome, detail = _outcome(answer, answer["endings"][-1], limits, False)
+    if outcome is Outcome.OK:
+        outcome, detail = Outcome.EXIT, "it ended before all calls were made"
+    return [*results, CallResult(outcome, detail=detail or last_line)]
+
+
 def _value(line: bytes, wall_s: float) -> CallResult:
     try:
         kind, value = json.loads(line)
@@ -252,8 +247,9 @@ def _judged(answer: dict[str, Any], report: bytes, secret: str, limits: Limits) 
         return Judged(True, Outcome.OK)
     if genuine and not said["gone"]:
         return Judged(False, Outcome.EXIT, said["detail"])
-    ending = candidate if genuine else judge
-    outcome, detail = _outcome(answer, ending, limits, False)
+    if genuine and not candidate[2]:  # alive, but it broke the protocol
+        return Judged(False, Outcome.EXIT, said["detail"])
+    outcome, detail = _outcome(answer, candidate if genuine else judge, limits, False)
     if outcome is Outcome.OK:
         outcome = Outcome.EXIT
     return Judged(False, outcome, detail or (said["detail"] if genuine else "the tests ended early"))
@@ -273,8 +269,13 @@ def _outcome(answer: dict[str, Any], ending: Sequence[float], limits: Limits, fu
     return (Outcome.EXIT if code else Outcome.OK), ""
 
 
-def _order(order: dict[str, Any]) -> int:
-    return sealed(json.dumps(order).encode())
+def _held(stack: ExitStack, descriptor: int) -> int:
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _order(stack: ExitStack, order: dict[str, Any]) -> int:
+    return _held(stack, sealed(json.dumps(order).encode()))
 
 
 def _text(descriptor: int, limit: int) -> str:
@@ -291,6 +292,3 @@ def _close_all(workers: Sequence[Worker], owner: int) -> None:
         return
     for worker in workers:
         worker.stop()
-
-
-Run = Callable[[Worker], _T]

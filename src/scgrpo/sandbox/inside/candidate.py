@@ -43,7 +43,7 @@ def run(order: dict[str, Any], channel: int) -> int:
     try:
         while True:
             peer.serve(wire.receive(channel))
-    except wire.Broken:
+    except wire.ChannelError:
         return 0
 
 

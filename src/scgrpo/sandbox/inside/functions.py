@@ -1,7 +1,7 @@
 """Calls a function of the source once per argument list and writes each value, as a line of JSON, to a pipe.
 
-The code could write such lines itself. It would gain nothing: it can return any value as well, and what is expected is
-not here.
+The code could write such lines itself. It would gain nothing: it can return any value as well, and what is expected
+is not here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tests' side of `judge`. Only trusted code runs here, and bytes from the candidate become plain values or handles.
+"""The tests' side of `judge`. Only trusted code runs here; bytes from the candidate become plain values or handles.
 
 A handle stands for an object in the candidate's process. It offers only what cannot be turned into a success: the
 candidate may compute an answer, but never learns what it is compared with. So comparisons, arithmetic and `in` with a
@@ -8,15 +8,19 @@ handle are decided here, without the candidate.
 from __future__ import annotations
 
 import builtins
+import importlib
 import json
 import os
 import random
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import program, wire
 from .candidate import describe
+
+CANDIDATE_GONE = 3  # exit code
 
 
 class _Unsuited(BaseException):
@@ -35,7 +39,7 @@ def run(order: dict[str, Any], report: int, channel: int) -> int:
         passed, detail = peer.trouble
     message = {"secret": order["secret"], "passed": passed, "detail": detail, "gone": peer.gone}
     os.write(report, json.dumps(message).encode())
-    return 0
+    return CANDIDATE_GONE if peer.gone else 0
 
 
 def _verdict(order: dict[str, Any], peer: _Judge) -> tuple[bool | None, str]:
@@ -70,15 +74,18 @@ def _place(error: BaseException, tests: str) -> str:
 
 
 class _Names(dict[str, Any]):
-    """Globals of the tests. Names that neither they nor Python define are the candidate's."""
+    """Globals of the tests. Entry points, and names that neither they nor Python define, are the candidate's."""
 
     def __init__(self, peer: _Judge, entry_points: frozenset[str]) -> None:
         super().__init__(__name__="tests", __builtins__=builtins)
         self.peer, self.entry_points = peer, entry_points
 
     def __missing__(self, name: str) -> Any:
-        if name not in self.entry_points and hasattr(builtins, name):
-            raise KeyError(name)
+        if name not in self.entry_points:
+            if hasattr(builtins, name):
+                raise KeyError(name)
+            if name in sys.stdlib_module_names:  # used without an import: never the candidate's idea of it
+                return importlib.import_module(name)
         try:
             return self.peer.ask("name", name)
         except KeyError:
@@ -131,16 +138,20 @@ class _Judge:
     def receive(self) -> list[Any]:
         try:
             message = wire.receive(self.channel)
-        except wire.Broken as error:
+        except wire.ChannelError as error:
             raise self._fail(str(error)) from None
-        if not isinstance(message, list) or not message or message[0] not in ("ok", "raise", "call", "ready", "failed"):
+        if (
+            not isinstance(message, list)
+            or not message
+            or message[0] not in ("ok", "raise", "call", "ready", "failed")
+        ):
             raise self._fail("the candidate's process does not keep to the protocol")
         return message
 
     def _send(self, message: list[Any]) -> None:
         try:
             wire.send(self.channel, message)
-        except wire.Broken as error:
+        except wire.ChannelError as error:
             raise self._fail(str(error)) from None
 
     def _fail(self, detail: str) -> _Gone:

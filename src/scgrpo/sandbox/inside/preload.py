@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import site
 import sys
 
 _USUAL = (
@@ -26,6 +27,7 @@ def load(*, everything: bool) -> None:
     for name in (_USUAL + " " + _MORE if everything else _USUAL).split():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    site.setquit()  # exit() and quit(), which programs use and `python -S` lacks
 
 
 def forget(package: str) -> None:

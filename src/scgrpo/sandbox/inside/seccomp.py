@@ -50,7 +50,12 @@ def build(architecture: Architecture, pid: int, files: Files = "any") -> list[In
         program += _when(numbers.pop(name), [_load(_argument(_OPEN_FLAGS_AT[name])), *reading])
     for number in numbers.values():
         program += [(_EQUAL, 0, 1, number), _give(ALLOW)]
-    flags = [(_ANY_BIT, 0, 1, _NEW_NAMESPACES), _give(FAIL | errno.EPERM), (_ANY_BIT, 0, 1, _CLONE_THREAD), _give(ALLOW)]
+    flags = [
+        (_ANY_BIT, 0, 1, _NEW_NAMESPACES),
+        _give(FAIL | errno.EPERM),
+        (_ANY_BIT, 0, 1, _CLONE_THREAD),
+        _give(ALLOW),
+    ]
     program += _when(checked["clone"], [_load(_argument(0)), *flags, _give(FAIL | errno.EPERM)])
     program += _when(checked["clone3"], [_give(FAIL | errno.ENOSYS)])
     program += _when(checked["prlimit64"], _if_argument(0, [0]))

@@ -1,8 +1,8 @@
 """The worker process: clean, single-threaded, forked once per run. It reads no untrusted byte itself.
 
 It talks JSON over a socket that keeps message boundaries. A request comes with the descriptors its processes get; a
-process reads what it is to do from one of them. The worker waits, kills what is late, and answers with what the kernel
-says of the ended processes. It ends when its socket or the process that opened the sandbox does.
+process reads what it is to do from one of them. The worker waits, kills what is late, and answers with what the
+kernel says of the ended processes. It ends when its socket or the process that opened the sandbox does.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ ROLES: dict[str, Callable[..., int]] = {
     "judge": judge.run,
 }
 _LARGEST_REQUEST, _MOST_DESCRIPTORS = 1 << 16, 16
+_PATIENCE_S = 0.5
 _LIBRARY_AT = 60  # highest numbers a run may have: out of the way of programs that count descriptors
 
 
-def main(control: int, opener: int, view: str, insecure: bool) -> NoReturn:
+def main(control: int, opener: int, view: str, insecure: bool, missing: Sequence[str]) -> NoReturn:
     """Serve until the end.
 
     Args:
         control: the socket. opener: pidfd of the process behind it.
-        view, insecure: see `confine.prepare`.
+        view, insecure, missing: see `confine.prepare`.
     """
     sock = socket.socket(fileno=control)
     try:
         kept = _reach_library() if os.geteuid() == 0 else []
-        cage, notes = confine.prepare(view, insecure=insecure)
+        cage, notes = confine.prepare(view, insecure=insecure, missing=missing)
         preload.load(everything=cage.files == "none")
         cage.own_bytes = confine.address_space()
     except Exception as error:  # noqa: BLE001 (the other side makes an error of it)
@@ -122,16 +123,18 @@ class _Worker:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _finish(
-        self, request: dict[str, Any], pids: list[int], started: float, report: int, complaint: int
-    ) -> None:
+    def _finish(self, request: dict[str, Any], pids: list[int], started: float, report: int, complaint: int) -> None:
         last = os.pidfd_open(pids[-1])
         try:
             expired, stopped = self._wait(last, started + request["wall_s"])
         finally:
             os.close(last)
         taken = time.monotonic() - started
-        endings = _kill_and_wait(pids)
+        status = os.waitid(os.P_PID, pids[-1], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        lost = (
+            status is not None and request["processes"][-1][0] == "judge" and status.si_status == judge.CANDIDATE_GONE
+        )
+        endings = _kill_and_wait(pids, _PATIENCE_S if lost else 0.0)
         os.set_blocking(report, False)
         try:
             failed = os.read(report, 1000).decode(errors="replace")
@@ -155,9 +158,7 @@ class _Worker:
             return False, True
         return process not in ready, False
 
-    def _fork(
-        self, role: str, mine: list[int], request: dict[str, Any], folder: str | None, complaint: int
-    ) -> int:
+    def _fork(self, role: str, mine: list[int], request: dict[str, Any], folder: str | None, complaint: int) -> int:
         pid = os.fork()
         if pid:
             return pid
@@ -200,15 +201,24 @@ class _Worker:
             shutil.rmtree(self.folders, ignore_errors=True)
 
 
-def _kill_and_wait(pids: Sequence[int]) -> list[list[float]]:
-    """End processes; exit code (negative: signal) and CPU seconds of each."""
+def _kill_and_wait(pids: Sequence[int], patience_s: float = 0.0) -> list[list[float]]:
+    """End processes. Exit code (negative: signal), CPU seconds, and whether it had ended by itself, of each.
+
+    `patience_s`: to let those end that are about to: a judge sees the channel closed before the process is dead.
+    """
+    patience = time.monotonic() + patience_s
     endings = []
     for pid in pids:
+        while not (ended := _has_ended(pid)) and time.monotonic() < patience:
+            time.sleep(0.005)
         os.kill(pid, signal.SIGKILL)  # it is a child nobody has waited for: the number is still its own
-    for pid in pids:
         _, status, usage = os.wait4(pid, 0)
-        endings.append([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime])
+        endings.append([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, ended])
     return endings
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _close_except(kept: Sequence[int]) -> None:
@@ -239,7 +249,7 @@ def _reach_library() -> list[int]:
     folders = [*folders, os.path.join(folders[-1], "lib-dynload")]
     if all(_others_may_enter(folder) for folder in folders):
         return []
-    numbers = []
+    numbers: list[int] = []
     for folder in folders:
         opened = os.open(folder, os.O_PATH | os.O_DIRECTORY)
         number = _LIBRARY_AT + len(numbers)

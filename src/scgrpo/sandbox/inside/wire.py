@@ -35,7 +35,7 @@ def exception_type(name: Any) -> type[Exception] | None:
     return kind if kind is not None and issubclass(kind, Exception) else None
 
 
-class Broken(Exception):
+class ChannelError(Exception):
     """The other side is gone, or what it sends makes no sense."""
 
 
@@ -111,7 +111,7 @@ _ENCODERS: tuple[tuple[type, str, Callable[[Any, Walk], list[Any]]], ...] = (
     (dict, "dict", _pairs),
     (set, "set", _each(set.__iter__)),
     (frozenset, "frozenset", _each(frozenset.__iter__)),
-    (collections.deque, "deque", lambda value, walk: [walk(value.maxlen), *map(walk, collections.deque.__iter__(value))]),
+    (collections.deque, "deque", lambda value, walk: [walk(value.maxlen), *map(walk, iter(value))]),
     (bytes, "bytes", lambda value, _: [bytes.hex(value)]),
     (bytearray, "bytearray", lambda value, _: [bytearray.hex(value)]),
     (complex, "complex", lambda value, _: [value.real, value.imag]),
@@ -186,7 +186,7 @@ def send(descriptor: int, message: Any) -> None:
     """Write one message.
 
     Raises:
-        Broken: nobody reads.
+        ChannelError: nobody reads.
         ValueError: it is too large.
     """
     data = json.dumps(message).encode()
@@ -197,22 +197,22 @@ def send(descriptor: int, message: Any) -> None:
         while rest:
             rest = rest[os.write(descriptor, rest) :]
     except OSError as error:
-        raise Broken(f"the other process is gone: {error}") from None
+        raise ChannelError(f"the other process is gone: {error}") from None
 
 
 def receive(descriptor: int) -> Any:
     """Read one message.
 
     Raises:
-        Broken: there will be none.
+        ChannelError: there will be none.
     """
     (length,) = struct.unpack("!I", _exactly(descriptor, 4))
     if length > LARGEST_MESSAGE:
-        raise Broken(f"a message of {length} bytes is too large")
+        raise ChannelError(f"a message of {length} bytes is too large")
     try:
         return json.loads(_exactly(descriptor, length))
     except (ValueError, RecursionError) as error:
-        raise Broken(f"a message that is not JSON: {error}") from None
+        raise ChannelError(f"a message that is not JSON: {error}") from None
 
 
 def _exactly(descriptor: int, length: int) -> bytes:
@@ -221,9 +221,9 @@ def _exactly(descriptor: int, length: int) -> bytes:
         try:
             part = os.read(descriptor, min(missing, 1 << 20))
         except OSError as error:
-            raise Broken(f"the other process is gone: {error}") from None
+            raise ChannelError(f"the other process is gone: {error}") from None
         if not part:
-            raise Broken("the other process is gone")
+            raise ChannelError("the other process is gone")
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
