@@ -119,7 +119,7 @@ def test_rollouts_of_conversations_count_what_the_model_wrote(monkeypatch: pytes
         def turn(playing: Any, *_: Any) -> list[list[int]]:
             return [[ids[next(moves[row])], ids["<eos>"]] for row in playing]
 
-        return play(task, rows, prompts, Chat(tokenizer, {ids["<eos>"]}), turn, max_tokens)[1]
+        return play(task, rows, prompts, Chat(tokenizer, {ids["<eos>"]}), lambda _: turn, max_tokens)[1]
 
     monkeypatch.setattr("scgrpo.tiny.statistics.converse", walks)
     torch.manual_seed(0)

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scgrpo.evaluation.metrics import mean_over_problems, paired_difference, pass_at_k
+from scgrpo.evaluation.compare import Evaluated, compare
+from scgrpo.evaluation.metrics import mean_over_problems, pass_at_k
 
 unit = st.floats(0, 1, allow_nan=False)
 
@@ -46,7 +47,15 @@ def test_right_and_wrong_are_symmetric(values: list[float]) -> None:
 
 
 @given(st.lists(st.tuples(unit, unit), min_size=2, max_size=30))
-def test_paired_difference_is_antisymmetric(pairs: list[tuple[float, float]]) -> None:
-    a, b = ({str(i): pair[side] for i, pair in enumerate(pairs)} for side in (0, 1))
-    there, back = paired_difference(a, b), paired_difference(b, a)
+def test_comparisons_are_antisymmetric(pairs: list[tuple[float, float]]) -> None:
+    def evaluated(side: int) -> Evaluated:
+        problems = [
+            {"problem_id": str(i), "n": 1, "num_solved": round(pair[side]), "mean_score": pair[side]}
+            for i, pair in enumerate(pairs)
+        ]
+        return Evaluated(str(side), {"task": "any", "k": 1, "per_problem": problems}, {})
+
+    sides = evaluated(0), evaluated(1)
+    there, back = compare(*sides).differences["Avg@1"], compare(*sides[::-1]).differences["Avg@1"]
     assert np.allclose([there.value, there.low, there.high], [-back.value, -back.high, -back.low], atol=1e-12)
+    assert there.p == back.p

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,8 +97,8 @@ def played(
 ) -> list[Episode]:
     chat = Chat(tokenizer, {EOS})
     with torch.no_grad():
-        turns = Turns(model, config(), len(rows))
-        return play(task, rows, [row["prompt"] for row in rows], chat, turns, max_tokens)[1]
+        new_sampler = partial(Turns, model, config())
+        return play(task, rows, [row["prompt"] for row in rows], chat, new_sampler, max_tokens)[1]
 
 
 def one_by_one(model: Any, tokenizer: Any, row: Row, max_tokens: int, task: EnvironmentTask) -> tuple[Any, ...]:
@@ -196,7 +198,7 @@ def said(chat_tokenizer: Any, template: str, *actions: str) -> list[Episode]:
     tokenizer.chat_template = template
     turns = iter([tokenizer(f"{action} <eos>", add_special_tokens=False)["input_ids"] for action in actions])
     row = {**ROWS[0], "turns": len(actions)}
-    return play(TASK, [row], [row["prompt"]], Chat(tokenizer, {EOS}), lambda *_: [next(turns)], 60)[1]
+    return play(TASK, [row], [row["prompt"]], Chat(tokenizer, {EOS}), lambda _: lambda *_: [next(turns)], 60)[1]
 
 
 CONTENT = "{{ m['content'] }}"
@@ -252,3 +254,68 @@ def test_evaluation_plays(model: Any, chat_tokenizer: Any) -> None:
     assert greedy.mean_completion_tokens == sum(sum(e.mask) for e in episodes) / 8
     with pytest.raises(DataError, match="no rows"):
         evaluate(model, chat_tokenizer, TASK, rows=[])
+
+
+class Watched(Echo):
+    """Counts those alive, and meets the others of its wave in every step."""
+
+    alive, most, closed = 0, 0, 0
+
+    def __init__(self, turns: int, breaks_at: int = -1, barrier: threading.Barrier | None = None) -> None:
+        super().__init__(turns, breaks_at)
+        self.barrier = barrier
+        Watched.alive += 1
+        Watched.most = max(Watched.most, Watched.alive)
+
+    def step(self, action: str) -> Step:
+        if self.barrier is not None:
+            self.barrier.wait(timeout=60)  # breaks unless all are here at the same time
+        return super().step(action)
+
+    def close(self) -> None:
+        Watched.alive -= 1
+        Watched.closed += 1
+        raise OSError("cannot be closed")
+
+
+class Watchers(Echoes):
+    max_parallel = 3
+    barrier: threading.Barrier | None = None
+
+    def environment(self, row: Mapping[str, Any]) -> Echo:
+        return Watched(row["turns"], row.get("breaks_at", -1), self.barrier)
+
+
+@pytest.fixture
+def watchers() -> Watchers:
+    Watched.alive = Watched.most = Watched.closed = 0
+    return Watchers()
+
+
+def test_only_so_many_environments_are_alive(model: Any, chat_tokenizer: Any, watchers: Watchers) -> None:
+    assert played(model, chat_tokenizer, watchers) == played(model, chat_tokenizer)
+    assert (Watched.alive, Watched.most, Watched.closed) == (0, 3, len(ROWS))
+
+
+def test_environments_are_closed_when_they_break(model: Any, chat_tokenizer: Any, watchers: Watchers) -> None:
+    rows = [{**row, "breaks_at": 0} for row in ROWS]
+    episodes = played(model, chat_tokenizer, watchers, rows)
+    assert sum(e.verdict.status is Status.ERROR for e in episodes) > 1  # the others' first action was cut off
+    assert (Watched.alive, Watched.closed) == (0, len(ROWS))
+    transcript = [{"role": "assistant", "content": "a"}]
+    assert [verdict.status for verdict in watchers.verify([transcript], rows[:1])] == [Status.ERROR]
+    assert (Watched.alive, Watched.closed) == (0, len(ROWS) + 1)
+
+
+def test_steps_of_a_wave_run_at_the_same_time(model: Any, chat_tokenizer: Any, watchers: Watchers) -> None:
+    watchers.barrier = threading.Barrier(3)
+    rows = [ROWS[0]] * 3  # one turn each, ended or cut off alike
+    assert {e.verdict.status for e in played(model, chat_tokenizer, watchers, rows)} == {Status.GRADED}
+
+
+def test_a_prompt_per_step_must_exist(model: Any, chat_tokenizer: Any, watchers: Watchers) -> None:
+    watchers.prompting = "per_step"
+    rows = [{**row, "turns": 3} for row in ROWS]
+    with pytest.raises(ConfigError, match="no prompts per step"):
+        played(model, chat_tokenizer, watchers, rows)
+    assert Watched.alive == 0

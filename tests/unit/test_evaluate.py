@@ -14,7 +14,7 @@ import torch
 
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.evaluation import EvalResult, evaluate
-from scgrpo.evaluation.sampling import _generate, _generation_config, _Sampling, _until_end
+from scgrpo.evaluation.samplers import Sampling, _generate, generation_config, until_end
 from scgrpo.tasks import Canned, Row, Split, Task, Verdict
 
 LETTERS = "abcdefgh"
@@ -34,7 +34,7 @@ class Starts(Task):
         return [{"problem_id": f"p{n}", "prompt": chat} for n, chat in enumerate(chats)][:limit]
 
     def verify(self, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        self.completions = list(completions)
+        self.completions += completions
         return [
             Verdict.error("a digit") if c[:1].isdigit() else Verdict(float("a" <= c[:1] <= "m")) for c in completions
         ]
@@ -134,8 +134,8 @@ def test_every_batch_size_samples_every_problem(model: Any, tokenizer: Any, batc
     steps: list[tuple[int, int]] = []
     result = run(model, tokenizer, batch_size=batch_size, max_new_tokens=2, progress=lambda *s: steps.append(s))
     assert [p.n + p.num_errors for p in result.per_problem] == [8] * 8
-    assert steps[-1] == (8, 8)
-    assert len(steps) == {1: 8, 5: 8, 8: 8, 24: 3, 1000: 1}[batch_size]
+    assert steps[-1] == (64, 64)
+    assert len(steps) == {1: 64, 5: 16, 8: 8, 24: 3, 1000: 1}[batch_size]
 
 
 def test_completions_belong_to_their_prompts(model: Any, tokenizer: Any) -> None:
@@ -147,9 +147,12 @@ def test_completions_belong_to_their_prompts(model: Any, tokenizer: Any) -> None
         alone += task.completions
     together = Starts()
     rows = list(reversed(together.rows("eval")))
-    run(model, tokenizer, together, rows=rows, k=1, temperature=0.0, batch_size=3)
-    assert together.completions == alone[::-1]
+    result = run(model, tokenizer, together, rows=rows, k=1, temperature=0.0, batch_size=3)
+    assert together.completions == alone, "the shortest prompt comes first"
     assert len(set(alone)) > 1
+    for problem, row, own in zip(result.per_problem, rows, alone[::-1], strict=True):
+        (verdict,) = Starts().verify([own], [row])
+        assert (problem.problem_id, problem.num_solved) == (row["problem_id"], int(verdict.score == 1))
 
 
 def test_prompts_are_rendered_as_trl_does(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +162,7 @@ def test_prompts_are_rendered_as_trl_does(model: Any, tokenizer: Any, monkeypatc
         seen.extend(list(p) for p in prompts)
         return [[2]] * len(prompts)
 
-    monkeypatch.setattr("scgrpo.evaluation.sampling._generate", generate)
+    monkeypatch.setattr("scgrpo.evaluation.samplers._generate", generate)
     chat = [{"role": "system", "content": "a"}, {"role": "user", "content": "b c"}]
     run(model, tokenizer, rows=[{"prompt": chat}, {"prompt": "b c"}], k=1)
     assert sorted(seen, key=len) == [
@@ -175,23 +178,23 @@ def test_the_models_own_sampling_settings_do_not_leak_in(make_model: Callable[..
     task = Starts()
     result = run(model, tokenizer, task, rows=task.rows("eval", 1), k=64, max_new_tokens=1)
     assert len(set(task.completions)) > 5
-    config = _generation_config(tokenizer, {2, 9}, _Sampling(4, 0.7, 0.9, 0, 5, 8, 0), 4)
+    config = generation_config(tokenizer, {2, 9}, Sampling(4, 0.7, 0.9, 0, 5, 8, 0), 4)
     assert (config.temperature, config.top_p, config.top_k, config.repetition_penalty) == (0.7, 0.9, 0, 1.0)
     assert (config.eos_token_id, config.num_return_sequences, config.max_new_tokens) == ([2, 9], 4, 5)
     assert result.mean_completion_tokens == 1.0
 
 
 def test_completions_end_with_their_end_token() -> None:
-    assert _until_end([5, 6, 2, 7, 2], {2, 9}) == [5, 6, 2]
-    assert _until_end([9, 5], {2, 9}) == [9]
-    assert _until_end([5, 6], {2, 9}) == [5, 6]
+    assert until_end([5, 6, 2, 7, 2], {2, 9}) == [5, 6, 2]
+    assert until_end([9, 5], {2, 9}) == [9]
+    assert until_end([5, 6], {2, 9}) == [5, 6]
 
 
 def test_samples_follow_the_models_distribution(model: Any, tokenizer: Any) -> None:
     prompt = tokenizer("<bos> <user> a b <assistant>")["input_ids"]
     with torch.no_grad():
         expected = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
-    config = _generation_config(tokenizer, {2}, _Sampling(4000, 1.0, 1.0, 0, 1, 4000, 0), 4000)
+    config = generation_config(tokenizer, {2}, Sampling(4000, 1.0, 1.0, 0, 1, 4000, 0), 4000)
     torch.manual_seed(0)
     drawn = torch.tensor(_generate(model, [prompt], config))[:, 0]
     observed = torch.bincount(drawn, minlength=len(expected)) / len(drawn)

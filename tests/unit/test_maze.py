@@ -179,7 +179,7 @@ def test_documents_are_tokenized_as_the_sampler_does() -> None:
     moves = iter(actions(solution))
     prompt = conditioned(ROW, "verified", transcript(WAY))
     (prompt_ids,), (episode,) = play(
-        TASK, [ROW], [prompt], Chat(tokenizer, {eos}), lambda *_: [[vocabulary.ids[next(moves)], eos]], 48
+        TASK, [ROW], [prompt], Chat(tokenizer, {eos}), lambda _: lambda *_: [[vocabulary.ids[next(moves)], eos]], 48
     )
     assert episode.messages == solution
     ids, labels = tensors([Document(prompt, solution)], vocabulary)

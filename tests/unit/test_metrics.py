@@ -1,4 +1,4 @@
-"""Avg@k, Pass@k, intervals and paired differences against numbers known from elsewhere."""
+"""Avg@k, Pass@k, and intervals against numbers known from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from scgrpo.evaluation.metrics import (
     avg_at_k,
     mean_over_problems,
     mean_pass_at_k,
-    paired_difference,
     pass_at_k,
 )
 from scgrpo.stats import t_quantile
@@ -113,31 +112,6 @@ def test_avg_counts_each_problem_once() -> None:
         ProblemResult.from_scores("b", [0.0, math.nan, math.nan, math.nan], 0.5),
     ]
     assert avg_at_k(problems).value == 0.5
-
-
-def test_paired_difference() -> None:
-    a = {"x": 0.1, "y": 0.5, "z": 0.9, "w": math.nan}
-    b = {"z": 1.0, "y": 0.7, "x": 0.4, "w": 0.3}
-    difference = paired_difference(a, b)
-    # differences .3, .2, .1: mean .2, sd .1, 2 degrees of freedom
-    half = 4.302653 * 0.1 / math.sqrt(3)
-    assert (difference.value, difference.num_problems) == (pytest.approx(0.2), 3)
-    assert (difference.low, difference.high) == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
-    with pytest.raises(ShapeError, match="1 problems are on one side only, for example 'w'"):
-        paired_difference({k: v for k, v in a.items() if k != "w"}, b)
-    assert math.isnan(paired_difference({}, {}).value)
-    assert math.isnan(paired_difference({"x": 0.0}, {"x": 1.0}).low)
-
-
-def test_pairing_removes_the_spread_of_difficulty() -> None:
-    rng = np.random.default_rng(0)
-    easy = rng.uniform(0, 0.9, 50)
-    a = {str(i): float(v) for i, v in enumerate(easy)}
-    b = {key: value + 0.05 + float(rng.normal(0, 0.02)) for key, value in a.items()}
-    paired = paired_difference(a, b)
-    assert 0.03 < paired.low < 0.05 < paired.high < 0.07
-    alone = mean_over_problems(list(a.values()))
-    assert alone.high - alone.low > 5 * (paired.high - paired.low)
 
 
 def coverage(rng: np.random.Generator, alpha: float, beta: float, problems: int, trials: int) -> float:

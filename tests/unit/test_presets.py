@@ -181,3 +181,24 @@ def test_runs_to_compare_with_are_methods_credit_methods_or_both(tmp_path: Path)
     assert [Path(job.path).name for job in jobs.values()] == ["x", "x-dr_grpo", "x-uniform", "x-cispo+sc_grpo"]
     with pytest.raises(ConfigError, match="Did you mean 'uniform'"):
         _jobs([*argv, "--compare_with", "unifrom"], parse_train([*argv, "--compare_with", "unifrom"]))
+
+
+def test_a_task_says_how_it_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither recipe nor flags do."""
+    (tmp_path / "shop_task.py").write_text(
+        "from scgrpo.tasks.reach import ReachTask\n"
+        "class Shop(ReachTask):\n    template, success_threshold = 'agent', 1.0\n"
+        "def made(): return Shop()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    argv = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
+
+    def told(*flags: str) -> tuple[str, float]:
+        trainer = parse_train([*argv, *flags]).trainer
+        return trainer.teacher_template, trainer.success_threshold
+
+    assert told("--task", "shop_task:Shop") == ("agent", 1.0)
+    assert told("--task", "shop_task:Shop", "--success_threshold", "0.7") == ("agent", 0.7)
+    assert told("--config", "reach", "--task", "shop_task:Shop") == ("tiny", 1.0), "the recipe's own wins"
+    assert told("--task", "gsm8k") == ("math", 0.5)
+    assert told("--task", "shop_task:made") == told("--task", "no-such-task") == told() == ("generic", 0.5)

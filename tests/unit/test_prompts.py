@@ -275,3 +275,18 @@ def test_the_user_turn_renders_to_the_same_tokens(tokenizer: Any) -> None:
     assert tokenizer.convert_ids_to_tokens(turn) == ["<user>", "solve", "a", "b", "c", "<assistant>"]
     assert teacher[-len(turn) :] == turn
     assert tokenizer.convert_ids_to_tokens(teacher[: -len(turn)]) == ["<bos>", "<system>", "verified", "d", "e"]
+
+
+def test_an_agent_s_transcript_says_what_came_from_outside() -> None:
+    turns = TEMPLATES["agent"].turns
+    messages = [
+        {"role": "assistant", "content": "search[mugs]"},
+        {"role": "user", "content": "Two results.\nPick one."},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "buy", "arguments": "{}"}}]},
+        {"role": "tool", "content": "Bought."},
+    ]
+    assert transcript(messages, turns) == (
+        "[Action]\nsearch[mugs]\n[Observation]\nTwo results.\nPick one.\n[Action]\nbuy({})\n[Tool output]\nBought."
+    )
+    for mark in turns.values():
+        assert mark.strip() in TEMPLATES["agent"].verified, "the guide explains its marks"

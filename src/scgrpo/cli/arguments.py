@@ -17,6 +17,7 @@ from trl import ModelConfig, ScriptArguments, TrlParser
 from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl import SCGRPOConfig
 from scgrpo.integrations.trl.presets import preset
+from scgrpo.tasks.registry import training_defaults
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -109,9 +110,12 @@ def parse_train(argv: Sequence[str]) -> Parsed:
         settings = read_recipe(path)
     # A default output_dir lets the recipe leave it out; the command fills in the run directory.
     parser = TrlParser(DATACLASSES, prog="scgrpo train", allow_abbrev=False)
+    # In place of defaults: the recipe's keys and the flags come on top.
+    task = _last(arguments, "--task") or settings.get("task")
+    parser.set_defaults_with_config(**(training_defaults(task) if task else {}))
     named = _last(arguments, "--method")
     method = named or settings.get("method")
-    if method is not None:  # in place of defaults: the recipe's keys and the flags come on top
+    if method is not None:
         parser.set_defaults_with_config(**preset(method))
     if named is not None:  # it replaces what the recipe says is trained, of which `credit` is a part
         arguments = ["--credit", preset(named)["credit"], *arguments]

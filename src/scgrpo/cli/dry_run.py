@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from trl import ModelConfig
 
 from scgrpo.cli.arguments import Parsed, RunArguments
+from scgrpo.cli.checks import first_line, grade_canned, prompt_text, show_graded
 from scgrpo.cli.setup import make_task, resolve_model
 from scgrpo.errors import DataError
 from scgrpo.integrations.trl import SCGRPOConfig
 from scgrpo.integrations.trl.presets import label
-from scgrpo.tasks.base import Row, Task, Verdict
+from scgrpo.tasks.base import Row, Task
 from scgrpo.teacher.prompts import Prompt, get_template, teacher_prompt, transcript
 from scgrpo.tiny.base_models import PREFIX, parse_reference
 from scgrpo.tiny.testbeds import get_testbed
@@ -94,7 +95,7 @@ def _first_row(task: Task, console: Console) -> Row | None:
         rows = task.rows("train", 1)
     except (DataError, OSError) as error:
         console.print(
-            f"\nThe data cannot be read here ({_first_line(error)}); showing a built-in example.", markup=False
+            f"\nThe data cannot be read here ({first_line(error)}); showing a built-in example.", markup=False
         )
         return None
     if not rows:
@@ -113,7 +114,7 @@ def _tokenizer(parsed: Parsed, console: Console) -> Any:
         return AutoTokenizer.from_pretrained(name, revision=parsed.model.model_revision)
     except (OSError, ValueError) as error:
         console.print(
-            f"\nNo tokenizer for {name} here ({_first_line(error)}): prompts are shown as messages, without token "
+            f"\nNo tokenizer for {name} here ({first_line(error)}): prompts are shown as messages, without token "
             "counts.",
             markup=False,
         )
@@ -122,8 +123,7 @@ def _tokenizer(parsed: Parsed, console: Console) -> Any:
 
 def _render(tokenizer: Any, prompt: Prompt, template_kwargs: dict[str, Any]) -> tuple[str, str]:
     if tokenizer is None:
-        text = prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
-        return text, "tokens: unknown"
+        return prompt_text(prompt), "tokens: unknown"
     if isinstance(prompt, str):
         return prompt, f"{len(tokenizer(prompt)['input_ids'])} tokens"
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **template_kwargs)
@@ -131,27 +131,6 @@ def _render(tokenizer: Any, prompt: Prompt, template_kwargs: dict[str, Any]) -> 
 
 
 def _show_verdicts(task: Task, console: Console) -> int:
-    canned = task.canned()
     console.rule(f"verdicts of {task.name} on canned answers")
-    surprises = 0
-    for wanted, completions in ((True, canned.right), (False, canned.wrong)):
-        for text, verdict in zip(completions, task.verify(completions, [canned.row] * len(completions)), strict=True):
-            as_wanted = _solved(verdict) is wanted
-            surprises += not as_wanted
-            mark = "ok " if as_wanted else "BAD"
-            score = "none" if math.isnan(verdict.score) else f"{verdict.score:g}"
-            console.print(
-                f"{mark} {'right' if wanted else 'wrong'} answer -> {verdict.status}, score {score}: {text!r}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-    return 1 if surprises else 0
-
-
-def _solved(verdict: Verdict) -> bool | None:
-    return None if math.isnan(verdict.score) else verdict.score >= 0.5
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    emit = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    return 1 if show_graded(grade_canned(task), emit) else 0

@@ -1,19 +1,19 @@
-"""`scgrpo eval`: Avg@k and Pass@k of a model on a task, or of a run's model, before and after its training."""
+"""`scgrpo eval`: a model on tasks, or a run's model before and after its training; or two evaluations compared."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scgrpo.errors import RunError
-from scgrpo.runs import RunDirectory
+from scgrpo.errors import ConfigError
+from scgrpo.runs import RunDirectory, files
 
 if TYPE_CHECKING:
-    from scgrpo.evaluation import EvalResult
     from scgrpo.tasks.base import Task
 
 
@@ -21,46 +21,92 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="scgrpo eval", description="Avg@k and unbiased Pass@k with 95 %% intervals clustered by problem."
     )
-    parser.add_argument("--model", help="hub id, folder, or `tiny`")
-    parser.add_argument(
+    what = parser.add_argument_group("what")
+    what.add_argument("--model", help="hub id, folder, or `tiny`")
+    what.add_argument(
         "--run",
         type=Path,
         help="in place of a model: the trained model of this run directory, and the one it started from where that "
         "has no evaluation yet; both are added to the run's evals.jsonl. Its settings are the defaults of the rest",
     )
-    parser.add_argument("--task", help="task by name; needed unless --run, whose task is the default")
-    parser.add_argument("--task_options", type=json.loads, default={}, help="options of the task as JSON")
-    parser.add_argument("--split", choices=["eval", "train"], default="eval")
-    parser.add_argument("--problems", type=int, default=200, help="at most this many problems")
-    parser.add_argument("--k", type=int, default=8, help="completions per problem")
-    parser.add_argument("--temperature", type=float, default=0.6)
-    parser.add_argument("--top_p", type=float, default=0.95)
-    parser.add_argument("--max_new_tokens", type=int, default=512)
-    parser.add_argument("--batch_size", type=int, default=64, help="completions per generate call")
-    parser.add_argument("--success_threshold", type=float, default=0.5, help="score from which one counts as solved")
-    parser.add_argument("--chat_template_kwargs", type=json.loads, help='as JSON, e.g. {"enable_thinking": false}')
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="auto", help="dtype of the weights: auto, float32, bfloat16")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--json", type=Path, help="also write the full record, with every problem, to this file")
+    what.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="in place of a model: two evaluations, paired by problem (evaluation or run directories, --json files)",
+    )
+    what.add_argument("--task", nargs="+", help="tasks by name; needed unless --run, whose task is the default")
+    what.add_argument(
+        "--task_options",
+        type=json_object,
+        default={},
+        help='options of the task as JSON; of several tasks by name: {"a": {...}, "b": {...}}',
+    )
+    what.add_argument("--split", choices=["eval", "train"], default="eval")
+    what.add_argument("--problems", type=int, default=200, help="at most this many problems")
+    _add_sampling(parser.add_argument_group("how"))
+    where = parser.add_argument_group("what comes of it")
+    where.add_argument(
+        "--out", type=Path, help="folder for every completion with its verdict; the same command again goes on there"
+    )
+    where.add_argument("--json", type=Path, help="also write the full record, with every problem, to this file")
+    where.add_argument(
+        "--max_error_frac", type=float, default=1.0, help="exit code 1 if more completions than this have no grade"
+    )
     return parser
+
+
+def _add_sampling(how: Any) -> None:
+    how.add_argument(
+        "--k", type=int, nargs="+", default=[8], help="k of Pass@k, one or several; the largest of Avg@k"
+    )
+    how.add_argument("--num_samples", type=int, help="completions per problem, at least k (default: k)")
+    how.add_argument("--temperature", type=float, default=0.6)
+    how.add_argument("--top_p", type=float, default=0.95)
+    how.add_argument("--top_k", type=int, default=0, help="0: off")
+    how.add_argument("--max_new_tokens", type=int, default=512)
+    how.add_argument("--batch_size", type=int, help="completions per generate call (default: 64; vllm: 1024)")
+    how.add_argument("--success_threshold", type=float, help="score that counts as solved (default: the task's)")
+    how.add_argument("--chat_template_kwargs", type=json_object, help='as JSON, e.g. {"enable_thinking": false}')
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
+    how.add_argument("--engine_options", type=json_object, default={}, help="of vllm.LLM, as JSON")
+    how.add_argument("--dtype", default="auto", help="dtype of the weights: auto, float32, bfloat16")
+    how.add_argument("--device", help="default: cuda if there is one, else cpu")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A flag's value: a mapping as JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error}): {text!r}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'not a mapping like {{"name": "value"}}: {text!r}')
+    return value
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     args = parser.parse_args(argv)
-    if (args.model is None) == (args.run is None):
-        parser.error("give either --model or --run")
+    if sum(given is not None for given in (args.model, args.run, args.compare)) != 1:
+        parser.error("give either --model or --run, or two evaluations to --compare")
+    args.own = {}
     if args.run is not None:
-        parser.set_defaults(**_settings_of(args.run, args.task))
+        settings, own = _settings_of(args.run)
+        parser.set_defaults(**settings)
         args = parser.parse_args(argv)
-    if args.task is None:
+        args.own = own
+    if args.task is None and args.compare is None:
         parser.error("give --task")
+    if args.batch_size is None:
+        args.batch_size = 1024 if args.engine == "vllm" else 64
     return args
 
 
-def _settings_of(path: Path, task: str | None) -> dict[str, Any]:
-    """How this run evaluates, by the names of our flags; the options of its task only if that is asked for."""
+def _settings_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How this run evaluates, by the names of our flags; and what goes with its own task alone."""
     config = RunDirectory.open(path).config()
     from scgrpo.cli.loading import heavy_imports
 
@@ -71,110 +117,105 @@ def _settings_of(path: Path, task: str | None) -> dict[str, Any]:
     run, train, model = (config.get(part) or {} for part in ("run", "train", "model"))
     own = RunArguments(**{f.name: run[f.name] for f in dataclasses.fields(RunArguments) if f.name in run})
     settings = {
-        "task": own.task,
-        "task_options": task_options(own) if task in (None, own.task) else None,
+        "task": [own.task] if own.task else None,
         "problems": run.get("eval_problems") or None,
-        "k": run.get("eval_k"),
+        "k": [run["eval_k"]] if "eval_k" in run else None,
         "temperature": run.get("eval_temperature"),
         "top_p": run.get("eval_top_p"),
         "max_new_tokens": train.get("max_completion_length"),
         "batch_size": run.get("eval_batch_rows"),
-        "success_threshold": train.get("success_threshold"),
         "chat_template_kwargs": train.get("chat_template_kwargs"),
         "seed": train.get("seed"),
         "dtype": model.get("dtype"),
         "device": "cpu" if train.get("use_cpu") else None,
     }
-    return {flag: value for flag, value in settings.items() if value is not None}
+    of_task = {
+        "task": own.task,
+        "options": task_options(own),
+        "success_threshold": train.get("success_threshold"),
+    }
+    return {flag: value for flag, value in settings.items() if value is not None}, of_task
+
+
+def options_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Options of each task.
+
+    Raises:
+        ConfigError: options of several tasks that are not given by their names.
+    """
+    given = args.task_options
+    own = {args.own.get("task"): args.own.get("options") or {}}
+    if len(args.task) == 1:
+        return {name: given or own.get(name, {}) for name in args.task}
+    odd = [name for name, value in given.items() if name not in args.task or not isinstance(value, dict)]
+    if odd:
+        raise ConfigError(
+            f"--task_options has {odd[0]!r}, which is none of the tasks {', '.join(args.task)}.",
+            f"With several tasks, give each one its own: {{{args.task[0]!r}: {{...}}}}.",
+        )
+    return {name: given.get(name, own.get(name, {})) for name in args.task}
 
 
 def eval_command(argv: Sequence[str]) -> int:
-    """Evaluate, print, and keep what is asked for."""
+    """Evaluate, print, and keep what is asked for; or compare.
+
+    Returns:
+        0; 1 if it was interrupted, or more completions than `--max_error_frac` have no grade.
+    """
     args = _arguments(argv)
+    if args.compare is not None:
+        return _compare(args)
 
     from scgrpo.cli.loading import heavy_imports
 
     with heavy_imports():
         from transformers.utils import logging as transformers_logging
 
+        from scgrpo.cli.evaluations import Evaluations
         from scgrpo.tasks import get_task
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    task = get_task(args.task, **args.task_options)
+    options = options_of(args)
+    tasks: dict[str, Task] = {}
+    evaluations = Evaluations(args, options, tasks)
     try:
-        records = list(_of_run(args, task)) if args.run else [_evaluate(args, task, args.model).to_record(0, "eval")]
+        for name in args.task:
+            tasks[name] = get_task(name, **options[name])
+        records = list(evaluations.all())
+    except KeyboardInterrupt:
+        print(f"interrupted; {evaluations.kept()}", file=sys.stderr)
+        return 1
     finally:
-        task.close()
+        for task in tasks.values():
+            task.close()
     if args.json:
-        args.json.write_text(json.dumps(records[-1], indent=2))
-    return 0
+        last = list({record["task"]: record for record in records}.values())
+        files.replace_text(args.json, files.to_json(last[0], indent=2) if len(tasks) == 1 else _listed(last))
+    return _enough_grades(records, args.max_error_frac)
 
 
-def _of_run(args: argparse.Namespace, task: Task) -> Iterator[dict[str, Any]]:
-    """Evaluations of a run's model as its own are recorded: where it started, unless known, and where it ended."""
-    run = RunDirectory.open(args.run)
-    config = run.config()
-    if not run.model_dir.is_dir() or not config:
-        raise RunError(
-            f"{run.path} has no trained model.", "It is written when training ends: let the run end, or give --model."
+def _listed(records: list[dict[str, Any]]) -> str:
+    return "[\n" + ",\n".join(files.to_json(record, indent=2) for record in records) + "\n]"
+
+
+def _enough_grades(records: Sequence[dict[str, Any]], most: float) -> int:
+    bad = [record for record in records if record["error_frac"] > most]
+    for record in bad:
+        print(
+            f"error: {record['error_frac']:.2%} of the completions of {record['task']} have no grade, which is more "
+            f"than --max_error_frac {most:g}",
+            file=sys.stderr,
         )
-    known = {(e.get("task"), e.get("k")) for e in run.evals() if e.get("label") == "before"}
-    model = config.get("model") or {}
-    ends: list[tuple[str, int, str | None, str | None]] = [
-        ("after", _last_step(run, config), str(run.model_dir), None)
-    ]
-    if (task.name, args.k) not in known:
-        ends = [("before", 0, model.get("name_or_path"), model.get("model_revision")), *ends]
-    for label, step, name, revision in ends:
-        print(f"{label} training, {task.name}:")
-        record = _evaluate(args, task, name, revision).to_record(step, label)
-        run.log_eval(record)
-        yield record
+    return 1 if bad else 0
 
 
-def _last_step(run: RunDirectory, config: dict[str, Any]) -> int:
-    planned = int((config.get("train") or {}).get("max_steps") or 0)
-    return max([planned, 0, *(int(record["step"]) for record in (*run.metrics(), *run.evals()))])
+def _compare(args: argparse.Namespace) -> int:
+    from scgrpo.evaluation.compare import compare, in_words, load_evaluated
 
-
-def _evaluate(args: argparse.Namespace, task: Task, name: str | None, revision: str | None = None) -> EvalResult:
-    """Evaluate and print."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from scgrpo.cli.setup import resolve_model
-    from scgrpo.errors import ConfigError
-    from scgrpo.evaluation import evaluate
-
-    path = resolve_model(name)
-    kept = {} if revision is None else {"revision": revision}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **kept)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **kept)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"Cannot load the model {name!r}: {str(error).splitlines()[0]}",
-            "Give a hub id, a folder that holds a checkpoint, or `tiny`.",
-        ) from error
-    result = evaluate(
-        model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")),
-        tokenizer,
-        task,
-        rows=task.rows(args.split, args.problems),
-        k=args.k,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        success_threshold=args.success_threshold,
-        chat_template_kwargs=args.chat_template_kwargs,
-    )
-    for label, e in ((f"Avg@{args.k}", result.avg_at_k), (f"Pass@{args.k}", result.pass_at_k)):
-        print(f"{label:8s} {e.value:.4f}  95 % interval [{e.low:.4f}, {e.high:.4f}]  {e.num_problems} problems")
-    print(
-        f"ungraded {result.error_frac:.2%}, cut off {result.truncated_frac:.2%}, "
-        f"{result.tokens_per_s:.0f} tokens/s, {result.seconds:.1f} s"
-    )
-    return result
+    task = args.task[0] if args.task else None
+    comparison = compare(*(load_evaluated(path, task) for path in args.compare))
+    print("\n".join(in_words(comparison)))
+    if args.json:
+        files.replace_text(args.json, files.to_json(comparison.to_record(), indent=2))
+    return 0

@@ -52,6 +52,12 @@ def _tiny(argv: Sequence[str]) -> int:
     return tiny_command(argv)
 
 
+def _tasks(argv: Sequence[str]) -> int:
+    from scgrpo.cli.tasks import tasks_command
+
+    return tasks_command(argv)
+
+
 def _testbed(argv: Sequence[str]) -> int:
     from scgrpo.cli.testbed import testbed_command
 
@@ -61,16 +67,17 @@ def _testbed(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a model: --config RECIPE [any GRPOConfig or SCGRPOConfig flag] [--dry-run]"),
     "sweep": (_sweep, "train methods x seeds x learning rates x testbeds of one YAML, in parallel, resumable"),
-    "eval": (_eval, "evaluate a model on a task: Avg@k and Pass@k with intervals"),
+    "eval": (_eval, "evaluate a model on tasks: Avg@k and Pass@k with intervals, resumable; --compare two of them"),
     "report": (_report, "write the HTML page (or --png curves) of a run"),
     "compare": (_compare, "compare the methods of sweeps: differences with intervals, tests, curves, forest plot"),
+    "tasks": (_tasks, "what can be trained on: `tasks list | show NAME | check NAME`"),
     "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
     "testbed": (_testbed, "tasks with a known first error and fresh base models: `testbed list | build | show`"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 1 interrupted, 2 an error the user can act on."""
+    """Entry point. Exit codes: 0 done, 1 interrupted or found wanting, 2 an error the user can act on."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())

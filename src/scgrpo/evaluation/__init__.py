@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from scgrpo.evaluation.directory import EvalDirectory
 from scgrpo.evaluation.metrics import (
     Estimate,
     ProblemResult,
     avg_at_k,
     mean_over_problems,
     mean_pass_at_k,
-    paired_difference,
     pass_at_k,
 )
-from scgrpo.evaluation.sampling import EvalResult, evaluate
+from scgrpo.evaluation.results import EvalResult
+from scgrpo.evaluation.samplers import Sampler, Sampling, TransformersSampler
+from scgrpo.evaluation.sampling import evaluate
 
 __all__ = [
     "Estimate",
+    "EvalDirectory",
     "EvalResult",
     "ProblemResult",
+    "Sampler",
+    "Sampling",
+    "TransformersSampler",
     "avg_at_k",
     "evaluate",
     "mean_over_problems",
     "mean_pass_at_k",
-    "paired_difference",
     "pass_at_k",
 ]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.tasks.base import Message, Verdict
-from scgrpo.tasks.environment import Environment, EnvironmentTask, Episode, Step, broken
+from scgrpo.tasks.environment import Context, Environment, EnvironmentTask, Episode, Step, broken, closing
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,9 @@ class Chat:
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def context(self, messages: list[Message]) -> Context:
+        return Context(messages, self.encode(self.render(messages)))
 
     def action(self, turn: Sequence[int]) -> str:
         """The text of a turn's tokens, without its end token. Other control tokens stay visible."""
@@ -112,7 +118,13 @@ def _not_appending(so_far: str, whole: str) -> ConfigError:
 
 @dataclass
 class _Rollout:
-    """One conversation while it is played."""
+    """One conversation while it is played.
+
+    Attributes:
+        step_prompt: history and observation -> the next turn's prompt, if each turn has its own.
+        pieces: the text so far, as it was put together.
+        history: for each turn, the observation it answered and the action.
+    """
 
     chat: Chat
     environment: Environment
@@ -120,6 +132,10 @@ class _Rollout:
     prompt: list[Message]
     prompt_ids: list[int]
     pieces: list[str]
+    step_prompt: Callable[[Sequence[tuple[str, str]], str], list[Message]] | None
+    contexts: list[Context] = field(default_factory=list)
+    history: list[tuple[str, str]] = field(default_factory=list)
+    observation: str = ""
     messages: list[Message] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
@@ -127,26 +143,18 @@ class _Rollout:
     done: bool = False
     failure: Verdict | None = None
 
-    def take(self, turn: list[int], max_tokens: int, max_turns: int) -> list[int] | None:
-        """Act on a turn's tokens, and return those to add before the next one; None: the rollout is over."""
+    def act(self, turn: list[int]) -> str | None:
+        """Take a turn's tokens, and return the action; None: it was cut off, and so is the rollout."""
         self.turns.append(len(self.ids))
         self._append(turn, own=True)
         action = self.chat.action(turn)
         self.messages.append({"role": "assistant", "content": action})
+        self.history.append((self.observation, action))
         self.pieces.append(action)
-        if not turn or turn[-1] not in self.chat.ends:  # cut off in the middle of an action
-            return None
-        observation, self.done = self._step(action)
-        if self.done or self.failure is not None:
-            return None
-        self.messages.append({"role": self.observer, "content": observation})
-        text, added = self.chat.continuation([*self.prompt, *self.messages])
-        self.pieces.append(text)
-        room = max_tokens - len(self.ids)
-        self._append(added[:room], own=False)
-        return added if len(added) < room and len(self.turns) < max_turns else None
+        return action if turn and turn[-1] in self.chat.ends else None
 
-    def _step(self, action: str) -> Step:
+    def answer(self, action: str) -> Step:
+        """The environment's. Rollouts may do this at the same time, each in a thread."""
         try:
             return self.environment.step(action)
         except Exception as error:  # noqa: BLE001 (an environment may be anything; broken is not wrong)
@@ -154,22 +162,42 @@ class _Rollout:
             self.failure = broken(error)
             return Step("")
 
+    def observe(self, step: Step, max_tokens: int, max_turns: int) -> list[int] | None:
+        """Take an answer, and return the tokens to add before the next turn, or its whole prompt where each has its
+        own; None: the rollout is over."""
+        self.observation, self.done = step
+        if self.done or self.failure is not None:
+            return None
+        self.messages.append({"role": self.observer, "content": self.observation})
+        room = max_tokens - len(self.ids)
+        if self.step_prompt is not None:
+            if room <= 0 or len(self.turns) >= max_turns:
+                return None
+            self.contexts.append(self.chat.context(self.step_prompt(self.history, self.observation)))
+            return self.contexts[-1].ids
+        text, added = self.chat.continuation([*self.prompt, *self.messages])
+        self.pieces.append(text)
+        self._append(added[:room], own=False)
+        return added if len(added) < room and len(self.turns) < max_turns else None
+
     def _append(self, ids: Sequence[int], *, own: bool) -> None:
         self.ids += ids
         self.mask += [own] * len(ids)
 
-    def episode(self) -> Episode:
-        self.chat.check([*self.prompt, *self.messages], self.pieces)
+    def verdict(self) -> Verdict:
+        try:
+            return self.failure or self.environment.verdict()
+        except Exception as error:  # noqa: BLE001
+            return broken(error)
+
+    def episode(self, verdict: Verdict) -> Episode:
+        if self.step_prompt is None:
+            self.chat.check([*self.prompt, *self.messages], self.pieces)
         if not self.done and len(self.ids) > 1 and self.ids[-1] in self.chat.ends:
             # No room for an observation after the last action: without its end it is seen to be cut off.
             self.ids.pop()
             self.mask.pop()
-        verdict = self.failure
-        try:
-            verdict = verdict or self.environment.verdict()
-        except Exception as error:  # noqa: BLE001
-            verdict = broken(error)
-        return Episode(self.messages, self.ids, self.mask, self.turns, self.done, verdict)
+        return Episode(self.messages, self.ids, self.mask, self.turns, self.done, verdict, self.contexts)
 
 
 def play(
@@ -177,22 +205,24 @@ def play(
     rows: Sequence[Mapping[str, Any]],
     prompts: Sequence[list[Message]],
     chat: Chat,
-    sample_turn: SampleTurn,
+    new_sampler: Callable[[int], SampleTurn],
     max_tokens: int,
 ) -> tuple[list[list[int]], list[Episode]]:
-    """One episode per row, all played at once: each turn is one call of `sample_turn` for those still playing.
+    """One episode per row, as many at once as the task allows: each turn is one call of a sampler for those playing.
 
     Args:
         rows: columns from which the task makes the environments.
         prompts: messages before the first action.
         chat: shared by calls, it renders each observation once.
+        new_sampler: number of conversations -> what samples their turns.
         max_tokens: of a completion, observations included; at least 2.
 
     Returns:
         The prompts' token ids, and the episodes.
 
     Raises:
-        ConfigError: max_tokens or max_turns too small; a chat template that does not append.
+        ConfigError: max_tokens or max_turns too small; a chat template that does not append; a task without prompts
+            per step that is set to have them.
         DataError: a prompt that is no chat; a row without a column that its environment needs.
     """
     if max_tokens < 2 or task.max_turns < 1:
@@ -202,22 +232,68 @@ def play(
         )
     if any(isinstance(prompt, str) for prompt in prompts):
         raise DataError("An environment's prompt is a string.", "Give a list of chat messages.")
+    prompt_ids: list[list[int]] = []
+    episodes: list[Episode] = []
+    at_once = task.max_parallel or len(rows)
+    for first in range(0, len(rows), at_once):
+        part = slice(first, first + at_once)
+        with ExitStack() as stack:
+            each = map if task.max_parallel is None else stack.enter_context(ThreadPoolExecutor(at_once)).map
+            rollouts = _opened(task, rows[part], prompts[part], chat, stack)
+            _play_to_the_end(task, rollouts, new_sampler, max_tokens, each)
+            verdicts = list(each(_Rollout.verdict, rollouts))
+        prompt_ids += [rollout.prompt_ids for rollout in rollouts]
+        episodes += map(_Rollout.episode, rollouts, verdicts)
+    return prompt_ids, episodes
+
+
+def _opened(
+    task: EnvironmentTask,
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[list[Message]],
+    chat: Chat,
+    stack: ExitStack,
+) -> list[_Rollout]:
+    """Rollouts before their first turn; the stack will close their environments."""
     rollouts = []
     opening: tuple[list[Message] | None, str, list[int]] = (None, "", [])
-    for environment, prompt in zip(task.environments(rows), prompts, strict=True):
+    for row, environment, prompt in zip(rows, task.environments(rows), prompts, strict=True):
+        stack.enter_context(closing(environment))
         if prompt != opening[0]:  # the rollouts of a group follow each other
             text = chat.render(prompt)
             opening = (prompt, text, chat.encode(text))
-        rollouts.append(_Rollout(chat, environment, task.observer, prompt, list(opening[2]), [opening[1]]))
+        ids = list(opening[2])
+        own = partial(task.step_prompt, row) if task.prompting == "per_step" else None
+        contexts = [] if own is None else [Context(prompt, ids)]
+        rollouts.append(_Rollout(chat, environment, task.observer, prompt, ids, [opening[1]], own, contexts))
+    return rollouts
+
+
+def _play_to_the_end(
+    task: EnvironmentTask,
+    rollouts: Sequence[_Rollout],
+    new_sampler: Callable[[int], SampleTurn],
+    max_tokens: int,
+    each: Callable[..., Iterable[Any]],
+) -> None:
+    """Args: `each` maps a function over several arguments, perhaps in threads."""
     added = {index: rollout.prompt_ids for index, rollout in enumerate(rollouts)}
+    sample_turn = new_sampler(len(rollouts))
     while added:
-        room = {index: max_tokens - len(rollouts[index].ids) for index in added}
-        longest = min(max(room.values()), task.max_action_tokens or max_tokens)
-        turns = sample_turn(list(added), list(added.values()), longest)
-        for (index, left), turn in zip(room.items(), turns, strict=True):
-            taken = rollouts[index].take(turn[:left], max_tokens, task.max_turns)
-            if taken is None:
-                del added[index]
-            else:
-                added[index] = taken
-    return [rollout.prompt_ids for rollout in rollouts], [rollout.episode() for rollout in rollouts]
+        room = [max_tokens - len(rollouts[index].ids) for index in added]
+        longest = min(max(room), task.max_action_tokens or max_tokens)
+        playing: Sequence[int] = list(added)
+        if task.prompting == "per_step":  # nothing is kept from one turn to the next
+            sample_turn, playing = new_sampler(len(added)), range(len(added))
+        turns = sample_turn(playing, list(added.values()), longest)
+        acting: dict[int, str] = {}
+        for index, left, turn in zip(added, room, turns, strict=True):
+            action = rollouts[index].act(turn[:left])
+            if action is not None:
+                acting[index] = action
+        steps = list(each(_Rollout.answer, [rollouts[index] for index in acting], acting.values()))
+        added = {}
+        for index, step in zip(acting, steps, strict=True):
+            more = rollouts[index].observe(step, max_tokens, task.max_turns)
+            if more is not None:
+                added[index] = more

@@ -8,14 +8,14 @@ numpy only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scgrpo.errors import ConfigError, ShapeError
-from scgrpo.stats import t_interval, t_quantile
+from scgrpo.stats import t_quantile
 
 Floats = NDArray[np.float64]
 
@@ -145,28 +145,6 @@ def mean_over_problems(values: ArrayLike, *, confidence: float = 0.95) -> Estima
         half = quantile * math.sqrt(variance)
         return Estimate(mean, mean - half, mean + half, count)
     return Estimate(mean, *_wilson(mean, mean * (1 - mean) / variance if variance > 0 else count, quantile), count)
-
-
-def paired_difference(a: Mapping[str, float], b: Mapping[str, float], *, confidence: float = 0.95) -> Estimate:
-    """Mean over problems of `b - a`, with its t interval: does b do better than a *on these same problems*?
-
-    Pairing removes the spread of the problems' difficulty, which is most of the spread of each mean alone.
-
-    Args:
-        a, b: value per problem id, for example `{p.problem_id: p.mean_score for p in result.per_problem}`. Problems
-            with NaN on either side do not enter.
-
-    Raises:
-        ShapeError: the two do not hold the same problems.
-    """
-    if a.keys() != b.keys():
-        lone = sorted(a.keys() ^ b.keys())
-        raise ShapeError(
-            f"{len(lone)} problems are on one side only, for example {lone[0]!r}.", "Evaluate both on the same rows."
-        )
-    differences = np.array([b[problem] - a[problem] for problem in a], dtype=np.float64)
-    differences = differences[~np.isnan(differences)]
-    return Estimate(*t_interval(differences, confidence), len(differences))
 
 
 def _wilson(mean: float, size: float, quantile: float) -> tuple[float, float]:

@@ -1,110 +1,30 @@
-"""Sampling k completions per problem and grading them."""
+"""Sampling k completions per problem and grading them.
+
+Problems are sampled in batches whose make-up and seeds follow from the settings alone. So an evaluation that was
+interrupted draws, for what is missing, the completions that it would have drawn, and ends with the same numbers.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import hashlib
+import json
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
-from scgrpo.errors import ConfigError, DataError
+from scgrpo.errors import ConfigError, DataError, ScgrpoError, VerifierError
+from scgrpo.evaluation.directory import EvalDirectory
 from scgrpo.evaluation.episodes import Chat, play
-from scgrpo.evaluation.metrics import Estimate, ProblemResult, avg_at_k, mean_pass_at_k
-from scgrpo.tasks.base import Row, Status, Task, Verdict
-from scgrpo.tasks.environment import EnvironmentTask, Episode
+from scgrpo.evaluation.results import EvalResult, Sample, result_of
+from scgrpo.evaluation.samplers import Sampler, Sampling, TransformersSampler
+from scgrpo.tasks.base import Completion, Row, Status, Task, Verdict
+from scgrpo.tasks.environment import EnvironmentTask
 
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Outcome of one evaluation.
-
-    Attributes:
-        task: name of the task.
-        k: of Avg@k and Pass@k.
-        num_problems: problems sampled.
-        temperature, top_p, top_k, max_new_tokens: how.
-        avg_at_k, pass_at_k: estimates with 95 % intervals over problems.
-        error_frac: share of completions without a grade; they are in neither estimate.
-        truncated_frac: share of completions that reached max_new_tokens without ending.
-        mean_completion_tokens: mean length, end tokens included; of a conversation, what the model wrote.
-        seconds: all in. tokens_per_s: completion tokens per second of generation.
-        per_problem: one entry per problem, in the order of the rows.
-    """
-
-    task: str
-    k: int
-    num_problems: int
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
-    avg_at_k: Estimate
-    pass_at_k: Estimate
-    error_frac: float
-    truncated_frac: float
-    mean_completion_tokens: float
-    seconds: float
-    tokens_per_s: float
-    per_problem: list[ProblemResult]
-
-    def to_record(self, step: int, label: str) -> dict[str, Any]:
-        """The line of `evals.jsonl`: JSON values only, None where a number is undefined."""
-        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        record["avg_at_k"], record["pass_at_k"] = self.avg_at_k.to_record(), self.pass_at_k.to_record()
-        record["per_problem"] = [
-            dataclasses.asdict(p) | {"mean_score": None if math.isnan(p.mean_score) else p.mean_score}
-            for p in self.per_problem
-        ]
-        return {"step": step, "label": label, **record}
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    """How completions are drawn. Of the model's own generation config only the end tokens apply."""
-
-    num_samples: int
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
-    batch_size: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if min(self.num_samples, self.batch_size, self.max_new_tokens) < 1:
-            raise ConfigError(
-                f"num_samples={self.num_samples}, batch_size={self.batch_size}, "
-                f"max_new_tokens={self.max_new_tokens} cannot work.",
-                "All must be at least 1.",
-            )
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ConfigError(
-                f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k} cannot work.",
-                "Give temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0 = off).",
-            )
-        if self.temperature == 0 and self.num_samples > 1:
-            raise ConfigError(
-                f"Temperature 0 gives {self.num_samples} equal completions per problem.",
-                "Set k=1, or a temperature above 0.",
-            )
-
-
-class _Drawn(NamedTuple):
-    """Completions per prompt, each up to and with its end token; how many tokens the model wrote in all; the end
-    tokens; how long it took; verdicts in order, where completions come with them."""
-
-    ids: list[list[list[int]]]
-    num_tokens: int
-    ends: set[int]
-    seconds: float
-    verdicts: list[Verdict] | None = None
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -113,7 +33,7 @@ def evaluate(
     task: Task,
     *,
     rows: Sequence[Row] | None = None,
-    k: int = 8,
+    k: int | Sequence[int] = 8,
     num_samples: int | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
@@ -121,92 +41,237 @@ def evaluate(
     max_new_tokens: int = 512,
     batch_size: int = 64,
     seed: int = 0,
-    success_threshold: float = 0.5,
+    success_threshold: float | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    out: EvalDirectory | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
-    """Avg@k and Pass@k of a causal language model on a task.
+    """Sample completions of each problem, grade them, and estimate Avg@k and Pass@k.
 
-    The model is put into evaluation mode and back; the random streams of the caller are left as they were. The same
-    seed, rows and batch_size give the same completions.
+    The model comes back in the mode it was in, and the caller's random state is untouched. A completion whose
+    verification fails is an error: counted, named, and in no estimate.
 
     Args:
-        model: a transformers causal LM, on its device.
+        model: a transformers causal LM, on its device; or a `Sampler`.
         tokenizer: its tokenizer.
         task: the verifier.
         rows: problems; default: all of `task.rows("eval")`.
-        k: of Avg@k and Pass@k.
+        k: of Avg@k and Pass@k; of several, Pass@k is estimated for each, and the largest is the main one.
         num_samples: completions per problem, at least k (default k). More make Pass@k less noisy.
         temperature: 0 samples greedily, which only makes sense for one completion per problem.
         top_p, top_k: 1.0 and 0 do not cut the distribution.
         max_new_tokens: completions end here at the latest.
-        batch_size: completions per call of generate.
-        success_threshold: score from which a completion counts as solved in Pass@k.
+        batch_size: completions per call of generate. What is drawn depends on it.
+        success_threshold: score from which a completion counts as solved; default: the task's.
         chat_template_kwargs: passed to the chat template, for example `{"enable_thinking": False}`.
-        progress: called with (problems sampled, problems) after each batch.
+        out: where each completion is kept as it is graded; what it holds already is not sampled again.
+        progress: called with (completions graded, completions) after each batch.
 
     Raises:
         ConfigError: settings out of range.
         DataError: no rows, or chat prompts with a tokenizer that has no chat template.
+        VerifierError: the task does not return a verdict for each completion.
+        RunError: `out` holds another evaluation, or cannot be written.
     """
-    start = time.perf_counter()
     rows = task.rows("eval") if rows is None else rows
-    num_samples = k if num_samples is None else num_samples
-    if not 1 <= k <= num_samples:
-        raise ConfigError(f"k={k}, num_samples={num_samples} cannot work.", "Give 1 <= k <= num_samples.")
-    sampling = _Sampling(num_samples, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
-    progress = progress or (lambda done, total: None)
+    if not rows:
+        raise DataError("There are no rows to evaluate on.", "Check the task's data, or pass rows.")
+    ks = [k] if isinstance(k, int) else sorted(set(k))
+    num_samples = max(ks, default=0) if num_samples is None else num_samples
+    if not ks or not 1 <= min(ks) <= max(ks) <= num_samples:
+        raise ConfigError(
+            f"k={k}, num_samples={num_samples} cannot work: n samples say nothing unbiased about Pass@k of k > n.",
+            "Give 1 <= k <= num_samples.",
+        )
+    sampling = Sampling(num_samples, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
+    sampler: Sampler = model if isinstance(model, Sampler) else TransformersSampler(model, tokenizer)
+    kwargs = dict(chat_template_kwargs or {})
+    draws = _draws_of(sampler, tokenizer, task, rows, sampling, kwargs)
+    settings = {"task": task.name, **asdict(sampling), "chat_template_kwargs": kwargs}
+    settings |= {"num_problems": len(rows), "problems": _digest_of(rows), **(sampler.identity if out else {})}
+    kept: AbstractContextManager[dict[tuple[int, int], Sample]] = out.opened(settings) if out else nullcontext({})
+    with kept as known:
+        samples = _sampled(draws, task, rows, sampling, known, out, progress or (lambda done, total: None))
+        threshold = task.success_threshold if success_threshold is None else success_threshold
+        result = result_of(task.name, ks, sampling, threshold, samples)
+        if out:
+            out.finish(result.to_record(0, "eval"))
+    return result
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one call draws: `count` completions for each of some rows, numbered from `first` on."""
+
+    rows: tuple[int, ...]
+    first: int
+    count: int
+
+    def completions(self) -> list[tuple[int, int]]:
+        """(row, sample) of its completions, in order."""
+        return [(row, self.first + place) for row in self.rows for place in range(self.count)]
+
+    def seed(self, seed: int) -> int:
+        """Of its random stream."""
+        digest = hashlib.sha256(f"{seed}:{self.rows[0]}:{self.first}".encode()).digest()
+        return int.from_bytes(digest[:4])
+
+
+class _Drawn(NamedTuple):
+    """A completion before it is graded; conversations come with their verdicts."""
+
+    completion: Completion
+    num_tokens: int
+    truncated: bool
+    verdict: Verdict | None = None
+
+
+class _Draws(NamedTuple):
+    """The batches of an evaluation, and what draws one."""
+
+    batches: list[Batch]
+    draw: Callable[[Batch], list[_Drawn]]
+
+
+def _draws_of(
+    sampler: Sampler,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    template_kwargs: Mapping[str, Any],
+) -> _Draws:
     if isinstance(task, EnvironmentTask):
-        drawn = _play(model, tokenizer, task, rows, sampling, chat_template_kwargs or {}, progress)
-    else:
-        prompts = _tokenized(rows, tokenizer, chat_template_kwargs or {})
-        drawn = _sample(model, tokenizer, prompts, sampling, progress)
-    problems = _graded(drawn, rows, task, tokenizer, success_threshold)
-    return _result(task.name, k, sampling, drawn, problems, time.perf_counter() - start)
+        return _conversations(sampler, tokenizer, task, rows, sampling, template_kwargs)
+    prompts = _tokenized(rows, tokenizer, template_kwargs)
+
+    def draw(batch: Batch) -> list[_Drawn]:
+        chosen = [prompts[row] for row in batch.rows]
+        ids = sampler.sample(chosen, batch.count, sampling, batch.seed(sampling.seed))
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [
+            _Drawn(text, len(own), not own or own[-1] not in sampler.ends)
+            for text, own in zip(texts, ids, strict=True)
+        ]
+
+    return _Draws(batches([len(prompt) for prompt in prompts], sampling), draw)
 
 
-def _result(
-    task: str, k: int, sampling: _Sampling, drawn: _Drawn, problems: list[ProblemResult], seconds: float
-) -> EvalResult:
-    flat = [ids for group in drawn.ids for ids in group]
-    return EvalResult(
-        task=task,
-        k=k,
-        num_problems=len(problems),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_new_tokens=sampling.max_new_tokens,
-        avg_at_k=avg_at_k(problems),
-        pass_at_k=mean_pass_at_k(problems, k),
-        error_frac=sum(p.num_errors for p in problems) / len(flat),
-        truncated_frac=sum(not ids or ids[-1] not in drawn.ends for ids in flat) / len(flat),
-        mean_completion_tokens=drawn.num_tokens / len(flat),
-        seconds=seconds,
-        tokens_per_s=drawn.num_tokens / drawn.seconds,
-        per_problem=problems,
-    )
+def _conversations(
+    sampler: Sampler,
+    tokenizer: Any,
+    task: EnvironmentTask,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    template_kwargs: Mapping[str, Any],
+) -> _Draws:
+    """Conversations with the task's environments, those of a batch at once."""
+    chat = Chat(tokenizer, set(sampler.ends), template_kwargs)
+
+    def draw(batch: Batch) -> list[_Drawn]:
+        own = [rows[row] for row, _ in batch.completions()]
+        with sampler.turns(sampling, batch.seed(sampling.seed)) as new_sampler:
+            played = play(task, own, [row["prompt"] for row in own], chat, new_sampler, sampling.max_new_tokens)
+        return [
+            _Drawn(e.messages, sum(e.mask), not e.completion_ids or e.completion_ids[-1] not in chat.ends, e.verdict)
+            for e in played[1]
+        ]
+
+    return _Draws(batches([0] * len(rows), sampling), draw)
 
 
-def _graded(drawn: _Drawn, rows: Sequence[Row], task: Task, tokenizer: Any, threshold: float) -> list[ProblemResult]:
-    graded = drawn.verdicts
-    if graded is None:
-        texts = tokenizer.batch_decode([ids for group in drawn.ids for ids in group], skip_special_tokens=True)
-        repeated = [row for row, group in zip(rows, drawn.ids, strict=True) for _ in group]
-        graded = task.verify(texts, repeated)
-    verdicts = iter(graded)
-    problems = []
-    for index, (row, group) in enumerate(zip(rows, drawn.ids, strict=True)):
-        own = itertools.islice(verdicts, len(group))
-        scores = [v.score if v.status is Status.GRADED else math.nan for v in own]
-        problems.append(ProblemResult.from_scores(str(row.get("problem_id", index)), scores, threshold))
-    return problems
+def batches(lengths: Sequence[int], sampling: Sampling) -> list[Batch]:
+    """All completions in batches of at most `batch_size`: prompts of like length share one."""
+    by_length = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    per_prompt = min(sampling.num_samples, sampling.batch_size)
+    per_batch = sampling.batch_size // per_prompt
+    return [
+        Batch(tuple(by_length[start : start + per_batch]), first, min(per_prompt, sampling.num_samples - first))
+        for start in range(0, len(by_length), per_batch)
+        for first in range(0, sampling.num_samples, per_prompt)
+    ]
+
+
+def _sampled(
+    draws: _Draws,
+    task: Task,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    known: Mapping[tuple[int, int], Sample],
+    out: EvalDirectory | None,
+    progress: Callable[[int, int], None],
+) -> list[Sample]:
+    """Every completion, in the order of rows and samples; those not known are drawn, graded and kept."""
+    samples = dict(known)
+    for batch in draws.batches:
+        missing = [key for key in batch.completions() if key not in samples]
+        if missing:
+            graded = _graded(batch, draws, task, rows)
+            new = [sample for sample in graded if sample.key not in samples]
+            if out:
+                out.append(new)
+            samples |= {sample.key: sample for sample in new}
+        progress(len(samples), len(rows) * sampling.num_samples)
+    return [samples[row, sample] for row in range(len(rows)) for sample in range(sampling.num_samples)]
+
+
+def _graded(batch: Batch, draws: _Draws, task: Task, rows: Sequence[Row]) -> list[Sample]:
+    start = time.perf_counter()
+    drawn = draws.draw(batch)
+    drawn_at = time.perf_counter()
+    keys = batch.completions()
+    verdicts = [own.verdict for own in drawn]
+    if None in verdicts:
+        verdicts = _verdicts(task, [own.completion for own in drawn], [rows[row] for row, _ in keys])
+    share, grading = (drawn_at - start) / len(keys), (time.perf_counter() - drawn_at) / len(keys)
+    return [
+        Sample(
+            row=row,
+            sample=sample,
+            problem_id=str(rows[row].get("problem_id", row)),
+            completion=own.completion,
+            verdict=_checked(verdict),
+            num_tokens=own.num_tokens,
+            truncated=own.truncated,
+            sampling_s=share,
+            grading_s=grading,
+        )
+        for (row, sample), own, verdict in zip(keys, drawn, verdicts, strict=True)
+    ]
+
+
+def _verdicts(task: Task, completions: Sequence[Completion], rows: Sequence[Row]) -> list[Verdict | None]:
+    """The task's; where it raises although it should not, each completion alone, and an error for those it is about.
+
+    Raises:
+        ScgrpoError: the task's own words that it cannot grade at all.
+    """
+    try:
+        verdicts: list[Verdict | None] = list(task.verify(completions, rows))
+    except ScgrpoError:
+        raise
+    except Exception as error:  # noqa: BLE001 (a verifier may be anything; broken is not wrong)
+        logger.warning("The verifier of %s raised %r.", task.name, error)
+        if len(completions) == 1:
+            return [Verdict.error(f"the verifier raised {error!r}")]
+        return [_verdicts(task, [own], [row])[0] for own, row in zip(completions, rows, strict=True)]
+    if len(verdicts) != len(completions):
+        raise VerifierError(
+            f"The verifier of task {task.name!r} gave {len(verdicts)} verdicts for {len(completions)} completions.",
+            "It must return one for each, in order.",
+        )
+    return verdicts
+
+
+def _checked(verdict: Verdict | None) -> Verdict:
+    assert verdict is not None
+    if verdict.status is Status.GRADED and not math.isfinite(verdict.score):
+        return Verdict.error(f"the score is {verdict.score}")
+    return verdict
 
 
 def _tokenized(rows: Sequence[Row], tokenizer: Any, template_kwargs: Mapping[str, Any]) -> list[list[int]]:
     """Prompt ids as TRL makes them: chats by the chat template alone, strings with the usual special tokens."""
-    if not rows:
-        raise _no_rows()
     prompts = [row["prompt"] for row in rows]
     if any(not isinstance(prompt, str) for prompt in prompts) and not getattr(tokenizer, "chat_template", None):
         raise DataError("The prompts are chats, but the tokenizer has no chat template.", "Use a chat model.")
@@ -222,141 +287,7 @@ def _tokenized(rows: Sequence[Row], tokenizer: Any, template_kwargs: Mapping[str
     return ids
 
 
-def _sample(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    sampling: _Sampling,
-    progress: Callable[[int, int], None],
-) -> _Drawn:
-    """Prompts of like length share a batch."""
-    start = time.perf_counter()
-    ends = _end_tokens(model, tokenizer)
-    completions: list[list[list[int]]] = [[] for _ in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    per_prompt = min(sampling.num_samples, sampling.batch_size)
-    per_batch = sampling.batch_size // per_prompt
-    with _sampling_state(model, sampling.seed):
-        for first in range(0, len(by_length), per_batch):
-            chosen = by_length[first : first + per_batch]
-            for drawn in range(0, sampling.num_samples, per_prompt):
-                count = min(per_prompt, sampling.num_samples - drawn)
-                config = _generation_config(tokenizer, ends, sampling, count)
-                for position, ids in enumerate(_generate(model, [prompts[index] for index in chosen], config)):
-                    completions[chosen[position // count]].append(_until_end(ids, ends))
-            progress(min(first + per_batch, len(by_length)), len(by_length))
-    num_tokens = sum(len(ids) for group in completions for ids in group)
-    return _Drawn(completions, num_tokens, ends, time.perf_counter() - start)
-
-
-def _play(
-    model: Any,
-    tokenizer: Any,
-    task: EnvironmentTask,
-    rows: Sequence[Row],
-    sampling: _Sampling,
-    template_kwargs: Mapping[str, Any],
-    progress: Callable[[int, int], None],
-) -> _Drawn:
-    """Conversations with the task's environments, `batch_size` of them at once."""
-    from scgrpo.evaluation.turns import Turns
-
-    if not rows:
-        raise _no_rows()
-    start = time.perf_counter()
-    ends = _end_tokens(model, tokenizer)
-    chat = Chat(tokenizer, ends, template_kwargs)
-    config = _generation_config(tokenizer, ends, sampling, 1)
-    repeated = [row for row in rows for _ in range(sampling.num_samples)]
-    episodes: list[Episode] = []
-    with _sampling_state(model, sampling.seed):
-        for first in range(0, len(repeated), sampling.batch_size):
-            batch = repeated[first : first + sampling.batch_size]
-            turns = Turns(model, config, len(batch))
-            prompts = [row["prompt"] for row in batch]
-            episodes += play(task, batch, prompts, chat, turns, sampling.max_new_tokens)[1]
-            progress(len(episodes) // sampling.num_samples, len(rows))
-    seconds = time.perf_counter() - start
-    grouped = [
-        [episode.completion_ids for episode in episodes[first : first + sampling.num_samples]]
-        for first in range(0, len(episodes), sampling.num_samples)
-    ]
-    num_tokens = sum(sum(episode.mask) for episode in episodes)
-    return _Drawn(grouped, num_tokens, ends, seconds, [episode.verdict for episode in episodes])
-
-
-def _no_rows() -> DataError:
-    return DataError("There are no rows to evaluate on.", "Check the task's data, or pass rows.")
-
-
-def _generate(model: Any, prompts: Sequence[Sequence[int]], config: Any) -> list[list[int]]:
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), config.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    output = model.generate(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
-    )
-    return output[:, width:].tolist()
-
-
-def _generation_config(tokenizer: Any, ends: set[int], sampling: _Sampling, count: int) -> Any:
-    from transformers import GenerationConfig
-
-    draw: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        draw = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "num_return_sequences": count,
-        }
-    # What is not set here would be taken from the model's own generation config.
-    return GenerationConfig(
-        **draw,
-        max_new_tokens=sampling.max_new_tokens,
-        repetition_penalty=1.0,
-        use_cache=True,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0),
-    )
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ends = own if isinstance(own, list) else [own]
-    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
-
-
-def _until_end(ids: list[int], ends: set[int]) -> list[int]:
-    for position, token in enumerate(ids):
-        if token in ends:
-            return ids[: position + 1]
-    return ids
-
-
-@contextmanager
-def _sampling_state(model: Any, seed: int) -> Iterator[None]:
-    """Evaluation mode, no gradients and a seeded random stream; all as before afterwards."""
-    import torch
-
-    modes = [(module, module.training) for module in model.modules()]
-    device: torch.device = model.device
-    accelerators = [] if device.type == "cpu" else [device]
-    model.eval()
-    try:
-        with torch.random.fork_rng(accelerators, device_type=device.type if accelerators else None), torch.no_grad():
-            # Not torch.manual_seed: it seeds all devices, and only this one is restored.
-            torch.default_generator.manual_seed(seed)
-            if accelerators:
-                with torch.accelerator.device_index(device.index):
-                    torch.get_device_module(device).manual_seed(seed)
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _digest_of(rows: Sequence[Row]) -> str:
+    """Of the problems: other data, or other tests, are another evaluation."""
+    text = json.dumps(list(rows), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]

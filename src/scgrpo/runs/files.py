@@ -6,13 +6,40 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from scgrpo.errors import RunError
 from scgrpo.runs.schema import check_version
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process works on this folder, which is made; the lock ends with the process, however it ends.
+
+    Raises:
+        RunError: another one does, or the folder cannot be written.
+    """
+    import fcntl  # not on every system, and reports need none of this
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise RunError(f"Cannot write {folder}: {error.strerror}.", "Choose another --out.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"Another process is working on {folder}.", "Wait for it, or choose another --out."
+            ) from error
+        yield
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -59,8 +86,19 @@ def to_json(
 
 def append_line(path: Path, line: str) -> None:
     """Append one line in one write: a crash can cut the last line, never mix two."""
+    append_lines(path, [line])
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append lines, all in one write where the system takes them at once.
+
+    Raises:
+        OSError: a full disk, for example. The last line may then be cut short; `mend_last_line` drops it.
+    """
+    left = memoryview("".join(f"{line}\n" for line in lines).encode())
     with path.open("ab", buffering=0) as file:
-        file.write(line.encode() + b"\n")
+        while left:  # a disk that is nearly full takes a part, and says so at the next write
+            left = left[file.write(left) :]
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,22 @@ def smallest_sign_flip_p(num_units: int) -> float:
     return min(1.0, 2.0 ** (1 - num_units))
 
 
+def mcnemar_p(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value of McNemar's test: of problems that one of two solves, does each solve its half?
+
+        p = min(1, 2 sum_{i <= m} C(n, i) / 2^n)    n = only_first + only_second, m = the smaller of the two
+
+    For one greedy completion per problem; with several samples, compare their means by `sign_flip_p`.
+
+    Returns:
+        1 where no problem tells the two apart.
+
+    Source: McNemar 1947; the exact form is the sign test.
+    """
+    total, fewer = only_first + only_second, min(only_first, only_second)
+    return min(1.0, 2 * sum(math.comb(total, i) for i in range(fewer + 1)) / 2**total)
+
+
 def holm(p_values: ArrayLike) -> Floats:
     """p-values of a family of m tests, corrected so that any false claim among them has probability < level.
 

@@ -57,10 +57,14 @@ class Task(ABC):
     Attributes:
         name: registry name; also the name of its reward function, hence of the metric `rewards/<name>/mean`.
         template: name of the teacher template (`scgrpo.teacher.prompts.TEMPLATES`) that fits its prompts.
+        success_threshold: score from which a completion counts as solved.
+        needs: what it takes besides this package, in a few words (`extra math`); "" for nothing.
     """
 
     name: str
     template: str = "generic"
+    success_threshold: float = 0.5
+    needs: str = ""
 
     @abstractmethod
     def rows(self, split: Split, limit: int | None = None) -> list[Row]:

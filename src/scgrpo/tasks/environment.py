@@ -7,16 +7,24 @@ Actions are the model's own tokens; observations are in the completion too, but 
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
-from scgrpo.errors import DataError, ShapeError
+from scgrpo.errors import ConfigError, DataError, ShapeError
 from scgrpo.tasks.base import Completion, Message, Task, Verdict
+
+logger = logging.getLogger(__name__)
 
 # Column under which a reward function finds the episode of a rollout.
 EPISODE = "episode"
+
+
+# How the turns of a rollout are prompted: one growing conversation, or each by a prompt of its own.
+Prompting = Literal["concat", "per_step"]
 
 
 class Step(NamedTuple):
@@ -27,7 +35,8 @@ class Step(NamedTuple):
 
 
 class Environment(Protocol):
-    """The world of one rollout, made for it and used once."""
+    """The world of one rollout, made for it and used once. If it has a method `close`, it is called when the rollout
+    is over and has its verdict, however that came about."""
 
     def step(self, action: str) -> Step:
         """The answer to what the model wrote in one turn, without its end token. Never raises for a bad action."""
@@ -38,18 +47,27 @@ class Environment(Protocol):
         ...
 
 
+class Context(NamedTuple):
+    """The prompt of one turn: messages, and their token ids as rendered for generation."""
+
+    messages: list[Message]
+    ids: list[int]
+
+
 @dataclass(frozen=True)
 class Episode:
     """One rollout in an environment.
 
     Attributes:
         messages: what was said after the prompt, in turn; the first one is the model's.
-        completion_ids: their tokens, the chat template's between them included. One that is not done never ends with
-            an end token: it is a truncated completion to everything that looks at its last token.
+        completion_ids: their tokens, the chat template's between them included; with a prompt per step, those of the
+            actions alone. One that is not done never ends with an end token: it is a truncated completion to
+            everything that looks at its last token.
         mask: True for the model's own tokens, end tokens included.
         turns: position in `completion_ids` of the first token of each action.
         done: the environment said so. Otherwise a turn limit or the token budget cut the rollout off.
         verdict: of the environment's last state.
+        contexts: with a prompt per step, that of each action; else empty.
     """
 
     messages: list[Message]
@@ -58,6 +76,7 @@ class Episode:
     turns: list[int]
     done: bool
     verdict: Verdict
+    contexts: list[Context] = field(default_factory=list)
 
 
 class EnvironmentTask(Task):
@@ -67,11 +86,18 @@ class EnvironmentTask(Task):
         max_turns: actions per rollout; a rollout that is not done by then is cut off.
         max_action_tokens: of one action, its end token included; None: as many as the completion may have. A
             rollout whose action gets no end token is cut off.
+        max_parallel: environments that may be alive at once, one thread each; further rollouts wait for their turn.
+            None: as many as there are rollouts, one after the other in one thread.
+        prompting: "concat": a turn's prompt is all that was said before it, and the rollout is one sequence.
+            "per_step": each turn has a prompt of its own (`step_prompt`), which may forget, and the rollout is as
+            many sequences, which share its advantage.
         observer: role of the messages that hold observations.
     """
 
     max_turns: int
     max_action_tokens: int | None = None
+    max_parallel: int | None = None
+    prompting: Prompting = "concat"
     observer: str = "user"
 
     @abstractmethod
@@ -81,6 +107,22 @@ class EnvironmentTask(Task):
         Raises:
             KeyError: the row lacks a column.
         """
+
+    def step_prompt(
+        self, row: Mapping[str, Any], history: Sequence[tuple[str, str]], observation: str
+    ) -> list[Message]:
+        """The prompt of a turn after the first one, where each turn has its own.
+
+        Args:
+            row: whose `prompt` is that of the first turn.
+            history: for each turn before, the observation it answered ("" for the first: it is in the row's prompt)
+                and the action.
+            observation: the one to answer.
+
+        Raises:
+            ConfigError: the task has none.
+        """
+        raise ConfigError(f"Task {self.name!r} has no prompts per step.", 'Set prompting="concat".')
 
     def verify(self, completions: Sequence[Completion], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """Verdicts of transcripts: their actions are taken again, in fresh environments. 0 for a transcript that no
@@ -96,7 +138,8 @@ class EnvironmentTask(Task):
             raise ShapeError(f"{len(completions)} completions for {len(rows)} rows.", "Give one row per completion.")
         verdicts = []
         for completion, environment in zip(completions, self.environments(rows), strict=True):
-            verdicts.append(replayed(environment, as_messages(completion), self.observer))
+            with closing(environment):
+                verdicts.append(replayed(environment, as_messages(completion), self.observer))
         return verdicts
 
     def environments(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Environment]:
@@ -143,6 +186,20 @@ def replayed(environment: Environment, messages: Sequence[Message], observer: st
         return environment.verdict()
     except Exception as error:  # noqa: BLE001 (an environment may be anything; broken is not wrong)
         return broken(error)
+
+
+@contextmanager
+def closing(environment: Environment) -> Iterator[None]:
+    """Closes an environment at the end, if it can be closed. One that fails to close costs nobody a verdict."""
+    try:
+        yield
+    finally:
+        close = getattr(environment, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception as error:  # noqa: BLE001
+                logger.warning("An environment could not be closed: %r.", error)
 
 
 def broken(error: Exception) -> Verdict:

@@ -1,17 +1,27 @@
-"""Tasks by name."""
+"""Tasks by name: built-in ones, those that were registered, and those of installed packages.
+
+A package adds tasks by an entry point, and nothing of it is imported before one of them is asked for:
+
+    [project.entry-points."scgrpo.tasks"]
+    backwards = "my_package.tasks:Backwards"
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
+import typing
 from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from scgrpo.errors import ConfigError
 from scgrpo.tasks.base import Task
 
 TaskFactory = Callable[..., Task]
+ENTRY_POINTS = "scgrpo.tasks"
 
 # Built-in tasks as `module:factory`, imported when they are asked for.
 _FACTORIES: dict[str, str | TaskFactory] = {
@@ -35,7 +45,7 @@ _FACTORIES: dict[str, str | TaskFactory] = {
 
 def task_names() -> list[str]:
     """Names that `get_task` knows."""
-    return sorted(_FACTORIES)
+    return sorted({*_FACTORIES, *_installed()})
 
 
 def register_task(name: str, factory: str | TaskFactory, *, replace: bool = False) -> None:
@@ -50,19 +60,19 @@ def register_task(name: str, factory: str | TaskFactory, *, replace: bool = Fals
     Raises:
         ConfigError: the name is taken.
     """
-    if name in _FACTORIES and not replace:
+    if name in task_names() and not replace:
         raise ConfigError(f"There is already a task {name!r}.", "Choose another name, or pass replace=True.")
     _FACTORIES[name] = factory
 
 
 def get_task(name: str, /, **options: Any) -> Task:
-    """A task by its registered name, or by the import path `package.module:callable` of its factory.
+    """A task by its name, or by the import path `package.module:callable` of its factory.
 
     Raises:
         ConfigError: unknown name (the nearest ones are named), a factory that cannot be imported or does not return
             a Task, or unknown options (the accepted ones are named).
     """
-    factory = _find(name)
+    factory = task_factory(name)
     _check_options(name, factory, options)
     task = factory(**options)
     if not isinstance(task, Task):
@@ -72,16 +82,92 @@ def get_task(name: str, /, **options: Any) -> Task:
     return task
 
 
-def _find(name: str) -> TaskFactory:
-    if name not in _FACTORIES and ":" not in name:
-        near = difflib.get_close_matches(name, task_names(), n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+def task_factory(name: str) -> TaskFactory:
+    """What makes the task, imported.
+
+    Raises:
+        ConfigError: unknown name, or it cannot be imported.
+    """
+    if name in _FACTORIES:
+        entry = _FACTORIES[name]
+        return _import(entry) if isinstance(entry, str) else entry
+    installed = _installed().get(name, [])
+    if len(installed) > 1:
         raise ConfigError(
-            f"There is no task {name!r}.",
-            f"{hint}Known: {', '.join(task_names())}; a task of your own is given as `package.module:factory`.",
+            f"{' and '.join(map(_package, installed))} both bring a task {name!r}.",
+            f"Uninstall one, or name the one you mean: {' or '.join(entry.value for entry in installed)}.",
         )
-    entry = _FACTORIES.get(name, name)
-    return _import(entry) if isinstance(entry, str) else entry
+    if installed:
+        return _load(installed[0])
+    if ":" in name:
+        return _import(name)
+    near = difflib.get_close_matches(name, task_names(), n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ConfigError(
+        f"There is no task {name!r}.",
+        f"{hint}Known: {', '.join(task_names())}; a task of your own is given as `package.module:factory`.",
+    )
+
+
+def training_defaults(name: str) -> dict[str, Any]:
+    """What the task's class says about training on it, by the names of the trainer's settings. Empty for an unknown
+    task, and for a factory that does not say what it makes (`task_class`)."""
+    try:
+        made = task_class(task_factory(name))
+    except ConfigError:
+        return {}
+    return {} if made is None else {"teacher_template": made.template, "success_threshold": made.success_threshold}
+
+
+def unwrapped(factory: TaskFactory) -> Any:
+    """The class or function behind a `functools.partial`."""
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    return factory
+
+
+def task_class(factory: TaskFactory) -> type[Task] | None:
+    """The class of what a factory makes: itself, or what the function is annotated to return; None if neither."""
+    made = unwrapped(factory)
+    if not inspect.isclass(made):
+        try:
+            made = typing.get_type_hints(made).get("return")
+        except (NameError, TypeError, AttributeError):  # names that exist for type checkers only
+            return None
+    return made if inspect.isclass(made) and issubclass(made, Task) else None
+
+
+def task_origin(name: str) -> str:
+    """Where a task comes from, in words."""
+    if name in _FACTORIES:
+        entry = _FACTORIES[name]
+        return "scgrpo" if isinstance(entry, str) and entry.startswith("scgrpo.") else "registered"
+    installed = _installed().get(name, [])
+    return " and ".join(map(_package, installed)) if installed else "import path"
+
+
+def _installed() -> dict[str, list[EntryPoint]]:
+    """Entry points by name; those of several packages with one name stand together."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        same = found.setdefault(entry.name, [])
+        if entry.value not in [other.value for other in same]:  # a path may be searched twice
+            same.append(entry)
+    return found
+
+
+def _package(entry: EntryPoint) -> str:
+    return f"package {entry.dist.name}" if entry.dist is not None else entry.value
+
+
+def _load(entry: EntryPoint) -> TaskFactory:
+    try:
+        return entry.load()
+    except Exception as error:
+        raise ConfigError(
+            f"The task {entry.name!r} of {_package(entry)} cannot be imported ({entry.value}): {error!r}.",
+            "Mend or uninstall that package; other tasks are not affected.",
+        ) from error
 
 
 def _import(path: str) -> TaskFactory:

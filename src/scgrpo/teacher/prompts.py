@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scgrpo.errors import ConfigError
@@ -26,10 +26,12 @@ class TeacherTemplate:
     Attributes:
         verified: used when a verifier accepted the demonstration.
         attempt: used when nothing is known to be correct; must not claim correctness.
+        turns: what a transcript's turns start with, by role; `role: ` where nothing else is said.
     """
 
     verified: str
     attempt: str
+    turns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("verified", "attempt"):
@@ -44,8 +46,9 @@ class TeacherTemplate:
         return (self.verified if verified else self.attempt).replace("{demonstration}", demonstration)
 
 
-def _template(noun: str, how: str) -> TeacherTemplate:
+def _template(noun: str, how: str, **turns: str) -> TeacherTemplate:
     return TeacherTemplate(
+        turns=turns,
         verified=(
             f"For this request you have a {noun} of your own that was checked and is correct. {how} "
             "Then work out the request yourself, in your own words.\n\n"
@@ -63,7 +66,15 @@ TEMPLATES: dict[str, TeacherTemplate] = {
     "generic": _template("answer", "Understand why it works."),
     "math": _template("solution", "Follow its reasoning and note the steps the result depends on."),
     "code": _template("program", "Understand its algorithm and how it handles the edge cases."),
-    "agent": _template("trajectory", "Note which actions made progress and what they relied on."),
+    # Its observations come as user or tool messages: what was said by whom must not be mixed up with a request.
+    "agent": _template(
+        "trajectory",
+        "[Action] marks your own turns, [Observation] and [Tool output] what came back. Note which actions made "
+        "progress and what they relied on.",
+        assistant="[Action]\n",
+        user="[Observation]\n",
+        tool="[Tool output]\n",
+    ),
     # The form of the documents the embedded tiny model was trained on.
     "tiny": TeacherTemplate(verified="verified {demonstration}", attempt="attempt {demonstration}"),
 }
@@ -124,16 +135,18 @@ class DemonstrationFormatter:
         encode, decode: the tokenizer's, without special tokens.
         max_tokens: budget; what exceeds it is cut from the right.
         special_tokens: texts that must not act as control tokens when a completion spells them out.
+        turns: see `TeacherTemplate.turns`.
     """
 
     encode: Callable[[str], Sequence[int]]
     decode: Callable[[Sequence[int]], str]
     max_tokens: int
     special_tokens: tuple[str, ...] = ()
+    turns: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, completion: str | Messages) -> Demonstration:
         completion, thinking_dropped = without_thinking(completion)
-        text = transcript(completion)
+        text = transcript(completion, self.turns)
         for token in self.special_tokens:
             # A space inside is enough: the tokenizer then reads ordinary text. One character has no inside.
             text = text.replace(token, f"{token[:1]} {token[1:]}" if len(token) > 1 else "")
@@ -171,22 +184,24 @@ def without_thinking(completion: str | Messages) -> tuple[str | Messages, bool]:
     return kept, dropped
 
 
-def transcript(completion: str | Messages) -> str:
-    """A completion as text: the string itself, one assistant message's content, or a transcript `role: content` of
-    several turns with their tool calls. Separate reasoning fields are left out, like `<think>` parts."""
+def transcript(completion: str | Messages, turns: Mapping[str, str] | None = None) -> str:
+    """A completion as text: the string itself, one assistant message's content, or a transcript of several turns with
+    their tool calls, each behind its role (or what `turns` says for it). Separate reasoning fields are left out, like
+    `<think>` parts."""
     if isinstance(completion, str):
         return completion
     if len(completion) == 1 and not completion[0].get("tool_calls"):
         return _content_text(completion[0].get("content"))
-    return "\n".join(_turn(message) for message in completion)
+    return "\n".join(_turn(message, turns or {}) for message in completion)
 
 
-def _turn(message: Mapping[str, Any]) -> str:
+def _turn(message: Mapping[str, Any], turns: Mapping[str, str]) -> str:
     parts = [_content_text(message.get("content"))]
     for call in message.get("tool_calls") or []:
         function = call.get("function", call)
         parts.append(f"{function.get('name')}({function.get('arguments')})")
-    return f"{message.get('role', 'assistant')}: " + "\n".join(part for part in parts if part)
+    role = message.get("role", "assistant")
+    return turns.get(role, f"{role}: ") + "\n".join(part for part in parts if part)
 
 
 def _content_text(content: Any) -> str:

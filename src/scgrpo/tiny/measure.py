@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from scgrpo.evaluation.episodes import Chat, play
@@ -105,8 +106,8 @@ def converse(
     chat = Chat(tokenizer, {tokenizer.eos_token_id})
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        turns = Turns(model, _at_temperature_one(tokenizer, max_tokens), len(rows))
-        return play(task, rows, prompts, chat, turns, max_tokens)[1]
+        new_sampler = partial(Turns, model, _at_temperature_one(tokenizer, max_tokens))
+        return play(task, rows, prompts, chat, new_sampler, max_tokens)[1]
 
 
 def _at_temperature_one(tokenizer: Any, max_new_tokens: int) -> Any:

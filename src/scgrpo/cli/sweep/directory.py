@@ -11,10 +11,9 @@ workers/          what the worker processes printed
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,26 +38,9 @@ class SweepDirectory:
     def _results_path(self) -> Path:
         return self.path / FILE_NAME
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Inside, no other process works on this sweep; the lock ends with the process, however it ends.
-
-        Raises:
-            RunError: another one does, or the folder cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise RunError(f"Cannot write {self.path}: {error.strerror}.", "Choose another --out.") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunError(
-                    f"Another process is working on {self.path}.", "Wait for it, or choose another --out."
-                ) from error
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Inside, no other process works on this sweep: `scgrpo.runs.files.locked`."""
+        return files.locked(self.path)
 
     def remember(self, study: Mapping[str, Any], plan: Plan) -> None:
         """Write down what this start is about."""

@@ -14,6 +14,7 @@ from scgrpo.credit import NONE, Evidence, Plan
 from scgrpo.credit.weighting import linear_quantile
 from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl.batch import Rollouts
+from scgrpo.tasks.environment import EPISODE, Episode
 from scgrpo.teacher.hidden import rerun_hidden
 from scgrpo.teacher.models import evaluation_mode
 from scgrpo.teacher.prompts import Demonstration, DemonstrationFormatter, Prompt
@@ -32,6 +33,7 @@ class LocalRollouts:
         prompts: as rendered for generation; prompt_ids: their token ids.
         completion_ids, mask: (B, T); lengths: (B,).
         hidden: (B, T, H) hidden states of the policy from a pass of the host, or None.
+        episodes: of rollouts whose turns have prompts of their own; else None.
     """
 
     first: int
@@ -41,6 +43,7 @@ class LocalRollouts:
     lengths: Tensor
     mask: Tensor
     hidden: Tensor | None
+    episodes: Sequence[Episode] | None = None
 
 
 def local_rollouts(
@@ -49,6 +52,7 @@ def local_rollouts(
     """Of a generation batch of the host, rows in the order they were sampled in."""
     ids, mask = batch["prompt_ids"].tolist(), batch["prompt_mask"].tolist()
     completion_ids = batch["completion_ids"]
+    episodes = [row[EPISODE] for row in rollouts.inputs if EPISODE in row]
     return LocalRollouts(
         first=first,
         prompts=rollouts.prompts,
@@ -57,6 +61,7 @@ def local_rollouts(
         lengths=torch.tensor([len(ids) for ids in rollouts.completion_ids], device=completion_ids.device),
         mask=(batch["completion_mask"] * batch.get("tool_mask", 1)).bool(),
         hidden=hidden,
+        episodes=episodes if any(episode.contexts for episode in episodes) else None,
     )
 
 

@@ -16,6 +16,7 @@ from scgrpo.integrations.trl.distillation import Distiller, coefficient, mean_ov
 from scgrpo.integrations.trl.dropping import check_droppable
 from scgrpo.integrations.trl.dynamic_sampling import DynamicSampling, ExtraPrompts
 from scgrpo.integrations.trl.evidence import all_agree, offloads_weights, shares_weights
+from scgrpo.integrations.trl.per_step import TurnConditioner
 from scgrpo.integrations.trl.rewards import finds_first_errors, guarded
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
 from scgrpo.teacher.models import has_dropout, load_teacher, output_head
@@ -176,6 +177,7 @@ def rewarding(reward_funcs: Any, args: Any) -> Any:
 def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | None) -> Conditioner:
     """The conditioned pass over the trainer's model."""
     args, tokenizer = trainer.args, trainer._tokenizer
+    template = get_template(args.teacher_template)
     sharded = shares_weights(trainer.accelerator)
     score = ConditionedPass(
         model=policy,
@@ -190,15 +192,16 @@ def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | 
     )
     if sharded:
         score = replace(score, redirect=compat.through_wrapper(trainer.model, policy))
-    return Conditioner(
+    return TurnConditioner(
         score=score,
         format=DemonstrationFormatter(
             encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
             decode=tokenizer.decode,
             max_tokens=args.demonstration_max_tokens or args.max_completion_length,
             special_tokens=control_tokens(tokenizer),
+            turns=template.turns,
         ),
-        teacher_prompt=teacher_prompt_fn or partial(teacher_prompt, template=get_template(args.teacher_template)),
+        teacher_prompt=teacher_prompt_fn or partial(teacher_prompt, template=template),
         tokenize=trainer._tokenize_rows,
     )
 

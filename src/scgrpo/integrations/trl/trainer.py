@@ -32,7 +32,7 @@ from scgrpo.credit import Credit, CreditMethod
 from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.errors import ConfigError, IncompatibleHostError
-from scgrpo.integrations.trl import compat, gspo, overlong, setup
+from scgrpo.integrations.trl import compat, gspo, overlong, per_step, setup
 from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
 from scgrpo.integrations.trl.callbacks import StepTimes, TeacherUpdate
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
@@ -123,6 +123,8 @@ class SCGRPOTrainer(GRPOTrainer):
         )
         self._distiller = setup.distiller(self, self._evidence.condition)
         self._sampling = setup.dynamic_sampling(self) if args.dynamic_sampling_max_rounds else None
+        # Of the rows being sampled or trained on, where turns have prompts of their own.
+        self.turn_columns: dict[str, Tensor] = {}
         # What passes from one of TRL's steps to the next: its rollouts with their rewards; hidden states of its own
         # pass; the batch whose credit the loss will assign, and that loss's inputs (all, kept).
         self._rollouts: Rollouts | None = None
@@ -151,7 +153,8 @@ class SCGRPOTrainer(GRPOTrainer):
     def _sample(self, inputs: Any) -> tuple[dict[str, Any], Rollouts]:
         """TRL's generation batch, and what it would drop."""
         self.sampled_rows = inputs  # a rollout_func gets the prompts alone
-        batch = super()._generate_and_score_completions(inputs)
+        self.turn_columns = {}
+        batch = super()._generate_and_score_completions(inputs) | self.turn_columns
         rollouts, self._rollouts = self._rollouts, None
         assert rollouts is not None
         self.meter.sampled(batch, rollouts)
@@ -175,7 +178,7 @@ class SCGRPOTrainer(GRPOTrainer):
             if self._captured is not None and "old_per_token_logps" in batch:
                 hidden = self._captured[:, -batch["completion_ids"].shape[1] - 1 : -1]
             # Several pairs of a rollout, and teachers in both contexts, are more than the loss's forward can serve.
-            fits = len(uncredited.plan) > 0 and uncredited.plan.single
+            fits = len(uncredited.plan) > 0 and uncredited.plan.single and not self.turn_columns
             if self._in_loss and hidden is None and fits:
                 self._uncredited, rows = uncredited, len(rollouts.prompts)
                 batch["credit_row"] = torch.arange(rows, device=batch["advantages"].device)
@@ -201,6 +204,7 @@ class SCGRPOTrainer(GRPOTrainer):
         if self.args.drop_zero_advantages and self.model.training:
             kept, factor = drop_rows(inputs, self.loss_type)
         self._loss_inputs = (inputs, kept) if self.model.training else None
+        self.turn_columns = per_step.of(kept)
         self.meter.trained(kept)
         with gspo.old_logps_kept(kept), loss_without_kl(self):
             loss = super()._compute_loss(model, kept)
@@ -229,6 +233,12 @@ class SCGRPOTrainer(GRPOTrainer):
             *(model, input_ids, attention_mask, logits_to_keep, *args),
             **kwargs,
         )
+        if self.turn_columns:
+            self._capturing = False
+            own = super()._get_per_token_logps_and_entropies
+            return per_step.logps(
+                partial(own, model), self.turn_columns, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
         if self._distiller is not None and self._loss_inputs is not None:
             distilled = partial(self._distiller.logps, self._loss_inputs[1])
             with compat.completions_scored_by(distilled, attention_mask, logits_to_keep):

@@ -1,0 +1,127 @@
+"""Whether a task does what it promises: its verdicts on answers that are known, and its rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from scgrpo.errors import DataError, ScgrpoError
+from scgrpo.tasks.base import Completion, Row, Split, Task, Verdict
+from scgrpo.tasks.data import is_chat
+
+# Characters of a completion or prompt that are shown.
+_SHOWN = 2000
+_LONG = 5_000_000
+Print = Callable[[str], None]
+
+
+class Graded(NamedTuple):
+    """A completion whose verdict is known, and the verdict it got. `right` None: anything but solved is fine."""
+
+    what: str
+    completion: Completion
+    right: bool
+    verdict: Verdict
+    as_wanted: bool
+
+
+def grade_canned(task: Task) -> list[Graded]:
+    """The verdicts on the task's canned answers; no verdict is not the right one."""
+    canned = task.canned()
+    graded = []
+    for right, completions in ((True, canned.right), (False, canned.wrong)):
+        verdicts = task.verify(completions, [canned.row] * len(completions))
+        for completion, verdict in zip(completions, verdicts, strict=True):
+            what = "right answer" if right else "wrong answer"
+            graded.append(Graded(what, completion, right, verdict, _solved(task, verdict) is right))
+    return graded
+
+
+def grade_hostile(task: Task) -> list[Graded]:
+    """Answers that no verifier may fall over, nor call solved: nothing at all, a flood, characters out of place."""
+    row = task.canned().row
+    answers = {
+        "empty answer": "",
+        f"answer of {_LONG // 1_000_000} MB": "7 " * (_LONG // 2),
+        "null byte and lone surrogate": "\x00 \ud800 ```python\n\\boxed{",
+    }
+    graded = []
+    for what, answer in answers.items():
+        (verdict,) = task.verify([answer], [row])
+        graded.append(Graded(what, answer, False, verdict, not _solved(task, verdict)))
+    return graded
+
+
+def show_graded(graded: Sequence[Graded], emit: Print) -> int:
+    """Print them; how many verdicts are not as they should be."""
+    for one in graded:
+        score = "none" if math.isnan(one.verdict.score) else f"{one.verdict.score:g}"
+        detail = f" ({one.verdict.detail})" if one.verdict.detail and not one.as_wanted else ""
+        emit(
+            f"{'ok ' if one.as_wanted else 'BAD'} {one.what} -> {one.verdict.status}, score {score}{detail}: "
+            f"{shortened(repr(one.completion if len(one.completion) < _LONG else one.completion[:20]))}"
+        )
+    return sum(not one.as_wanted for one in graded)
+
+
+def check_rows(task: Task, split: Split) -> tuple[list[Row], list[str]]:
+    """Rows of a split, and what is wrong with them, in words.
+
+    Raises:
+        DataError, OSError: they cannot be had here.
+    """
+    rows = task.rows(split)
+    problems = []
+    if not rows:
+        problems.append(f"{split}: there are no rows")
+    for index, row in enumerate(rows):
+        found = _row_problem(row)
+        if found:
+            problems.append(f"{split}, row {index}: {found}")
+            break
+    if task.rows(split, 3) != task.rows(split, 3):
+        problems.append(f"{split}: the rows are not the same at every call")
+    ids = [row.get("problem_id") for row in rows]
+    if split == "eval" and len(set(ids)) < len(ids):
+        problems.append(f"eval: {len(ids) - len(set(ids))} rows repeat a problem_id")
+    return rows, problems
+
+
+def _row_problem(row: Row) -> str | None:
+    if not isinstance(row.get("problem_id"), str):
+        return f"problem_id is {row.get('problem_id')!r}, not text"
+    try:
+        is_chat(row.get("prompt"))
+        json.dumps(row)
+    except DataError as error:
+        return error.problem
+    except (TypeError, ValueError) as error:
+        return f"not JSON values: {error}"
+    return None
+
+
+def shared_problems(train: Sequence[Row], held_out: Sequence[Row]) -> int:
+    """How many problems are in both splits."""
+    return len({row.get("problem_id") for row in train} & {row.get("problem_id") for row in held_out})
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as text: a chat with a line in front of each message."""
+    return prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters)"
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message."""
+    text = error.problem if isinstance(error, ScgrpoError) else str(error)
+    return (text.splitlines() or [type(error).__name__])[0][:300]
+
+
+def _solved(task: Task, verdict: Verdict) -> bool | None:
+    return None if math.isnan(verdict.score) else verdict.score >= task.success_threshold
