@@ -81,6 +81,7 @@ class CodeTask(Task):
     """
 
     template = "code"
+    needs = "a sandbox (Linux: scgrpo sandbox check)"
 
     def __init__(
         self,
