@@ -64,6 +64,12 @@ def _testbed(argv: Sequence[str]) -> int:
     return testbed_command(argv)
 
 
+def _sandbox(argv: Sequence[str]) -> int:
+    from scgrpo.cli.sandbox import sandbox_command
+
+    return sandbox_command(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a model: --config RECIPE [any GRPOConfig or SCGRPOConfig flag] [--dry-run]"),
     "sweep": (_sweep, "train methods x seeds x learning rates x testbeds of one YAML, in parallel, resumable"),
@@ -72,6 +78,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "compare": (_compare, "compare the methods of sweeps: differences with intervals, tests, curves, forest plot"),
     "tasks": (_tasks, "what can be trained on: `tasks list | show NAME | check NAME`"),
     "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
+    "sandbox": (_sandbox, "the sandbox for untrusted code: `sandbox check` attacks it, `--bench` measures it"),
     "testbed": (_testbed, "tasks with a known first error and fresh base models: `testbed list | build | show`"),
 }
 

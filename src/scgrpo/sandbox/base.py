@@ -162,8 +162,9 @@ class Sandbox(Protocol):
         up in the candidate's process, except Python's builtins and standard modules. Calls go there, and plain values
         (numbers, strings, containers, ...) come back as bytes that the tests' process decodes. Everything else comes
         back as a handle, which can be called, asked for attributes, items, iteration, length, truth, `str`, `int` and
-        `float`, and equals nothing but itself. Changes that the candidate makes to lists, dicts and sets that it is given are
-        made to the originals. Its exceptions are raised in the tests, as the builtin class they are or derive from.
+        `float`, and equals nothing but itself. Changes that the candidate makes to lists, dicts and sets that it is
+        given are made to the originals. Its exceptions are raised in the tests, as the builtin class they are or
+        derive from.
 
         Args:
             candidate: source that defines what the tests use.

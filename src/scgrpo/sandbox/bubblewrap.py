@@ -17,8 +17,8 @@ def find() -> str | None:
     return shutil.which("bwrap")
 
 
-def open_wrapped(num_workers: int) -> Zygote:
-    """A `Zygote` whose workers run inside bubblewrap.
+def open_wrapped(num_workers: int, missing: tuple[str, ...] = ()) -> Zygote:
+    """A `Zygote` whose workers run inside bubblewrap; `missing` as in `Launch`.
 
     Raises:
         SandboxError: it is not installed, or may not make namespaces here (as in most containers).
@@ -26,7 +26,7 @@ def open_wrapped(num_workers: int) -> Zygote:
     program = find()
     if program is None:
         raise SandboxError("bubblewrap is not installed.", "Install the package that has `bwrap`, or use 'zygote'.")
-    launch = Launch((program, *_options()), view="mounts")
+    launch = Launch((program, *_options()), view="mounts", missing=missing)
     return Zygote(num_workers, launch, name="bubblewrap")
 
 

@@ -101,7 +101,7 @@ def secret_environment() -> Iterator[None]:
 def run_attack(sandbox: Sandbox, attack: Attack, lure: Bait) -> Finding:
     """Run a program, look at what it and the host say, and see that the sandbox still works."""
     result = sandbox.run(Program(attack.source, arguments=lure.arguments), attack.limits)
-    expected = " or ".join(sorted(attack.allowed)) + ", nothing reached"
+    expected = "/".join(sorted(attack.allowed))
     seen = f"{result.outcome} after {result.wall_s:.2f} s"
     broken = "ESCAPED" in result.stdout or lure.taken()
     if broken:
@@ -123,9 +123,9 @@ def run_cheat(sandbox: Sandbox, cheat: Cheat) -> Finding:
 
 
 def run_corpus(sandbox: Sandbox) -> Iterator[Finding]:
-    """All attacks, one after the other."""
+    """All attacks, one after the other; on a remote runner those of programs, as it judges nothing."""
     with bait() as lure:
         for attack in PROGRAMS:
             yield run_attack(sandbox, attack, lure)
-    for cheat in CHEATS:
+    for cheat in CHEATS if sandbox.level != "remote" else ():
         yield run_cheat(sandbox, cheat)

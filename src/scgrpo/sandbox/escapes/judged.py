@@ -82,6 +82,8 @@ CHEATS = [
           "operator.eq = lambda *a: True\ndef f(*a): return 4.0", "import math\nassert math.isclose(f(2, 3), 5)"),
     Cheat("own names for what the tests use", "def abs(x): return 0\nall = any = isinstance = lambda *a: True\n"
           "def f(*a): return 0", "assert abs(f(2, 3) - 5) < 1e-6\nassert isinstance(f(1, 1), str)"),
+    Cheat("own modules", "class math:\n isclose = staticmethod(lambda *a: True)\ndef f(*a): return 4.0",
+          "assert math.isclose(f(2, 3), 5)"),
     Cheat("own check", "def check(c): pass\ndef f(*a): return None", _CHECK),
     Cheat("assertions switched off", "import sys\nsys.flags = None\n__debug__1 = False\ndef f(*a): return None"),
     Cheat("edited tests", "import sys\ndef f(*a):\n frame = sys._getframe()\n while frame:\n"
