@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,12 @@ def test_tasks_check(capsys: pytest.CaptureFixture) -> None:
     options = {"dataset_name": str(FIXTURES / "livecodebench"), "tests": "A", "num_workers": 1}
     assert main(["tasks", "check", "livecodebench", "--task_options", json.dumps(options)]) == 0
     assert "nothing found wrong" in capsys.readouterr().out
+
+
+def test_the_snippets_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "code.md"
+    blocks = re.findall(r"```python\n(.*?)\n```\n", page.read_text(), re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), {})

@@ -58,7 +58,8 @@ class MBPPSource:
         ids = self._ids[split]
         if ids is None:
             raise ConfigError(
-                "MBPP+ has no training problems.", "Train on mbpp, or set train_ids (and eval_ids that leave them out)."
+                "MBPP+ has no training problems.",
+                "Train on mbpp, or set train_ids (and eval_ids that leave them out).",
             )
         first, last = ids
         chosen = [p for number, p in self._numbered if first <= number <= last and number not in self._exclude]

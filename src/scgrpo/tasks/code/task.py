@@ -25,7 +25,7 @@ from scgrpo.tasks.reward import completion_text
 logger = logging.getLogger(__name__)
 
 _MAX_WORKERS = 8
-_SUITES_KEPT = 16
+_SUITES_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class CodeTask(Task):
     """
 
     template = "code"
+    success_threshold = 1.0
     needs = "a sandbox (Linux: scgrpo sandbox check)"
 
     def __init__(
