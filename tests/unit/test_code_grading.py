@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,7 @@ def test_right_programs(grade: Grade, code: str) -> None:
         ("open('/tmp/x', 'w')", "test 0: exit"),
         ("x = ' ' * 10**12", "test 0: exit: MemoryError"),
         ("", "no program"),
+        ("print('1e' + '9' * 30)", "test 0: wrong output"),
         ("\0", "test 0: exit"),
     ],
 )
@@ -131,6 +135,13 @@ def test_values_are_compared_exactly(grade: Grade) -> None:
     assert grade("def f(x):\n    return x + 0.2", calls(([0.1], 0.3))).score == 0.0
     assert grade("def f(x):\n    return x * 1.0", calls(([2], 2))).score == 1.0
     assert grade("def f(x):\n    return {x}", calls(([2], [2]))).score == 0.0
+
+
+def test_integers_of_any_length(grade: Grade) -> None:
+    program = stdin(("5000\n", "1" + "0" * 5000), preamble=LCB_PRELUDE)
+    assert grade("print(10 ** int(input()))", program).score == 1.0
+    returned = grade("def f(n):\n    return 10 ** n", calls(([5000], 1), preamble=LCB_PRELUDE))
+    assert (returned.score, returned.status) == (0.0, Status.GRADED)
 
 
 def test_functions_with_many_tests_do_not_depend_on_each_other(grade: Grade) -> None:
@@ -379,3 +390,17 @@ def test_closing_twice_and_grading_again() -> None:
         assert task.verify([canned.right[0]], [canned.row])[0].score == 1.0
         task.close()
         task.close()
+
+
+def test_ctrl_c_does_not_wait_for_what_is_running() -> None:
+    task = get_task("code", num_workers=2)
+    row = task.canned().row
+    waits = [fenced(f"import time\ntime.sleep({seconds})") for seconds in (60, 61, 62)]
+    timer = threading.Timer(3.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    start = time.monotonic()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        task.verify(waits, [row] * 3)
+    assert time.monotonic() - start < 15  # the limit on the clock alone is 18 s each
+    assert task.verify([task.canned().right[0]], [row])[0].score == 1.0  # with a new sandbox
+    task.close()

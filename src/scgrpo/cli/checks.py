@@ -103,7 +103,7 @@ def _row_problem(row: Row) -> str | None:
 
 
 def shared_problems(train: Sequence[Row], held_out: Sequence[Row]) -> int:
-    """How many problems are in both splits; with the same tests, where rows say by which they are graded (`tests`)."""
+    """How many problems are in both splits; with the same tests, where rows name them (`tests`)."""
     keys = [{(row.get("problem_id"), str(row.get("tests"))) for row in rows} for rows in (train, held_out)]
     return len(keys[0] & keys[1])
 

@@ -15,6 +15,7 @@ from typing import Any
 from scgrpo.errors import DataError
 from scgrpo.tasks.base import Split
 from scgrpo.tasks.code import prompts
+from scgrpo.tasks.code.extract import LONG_INTEGERS
 from scgrpo.tasks.code.suite import Suite, stdin_cases
 from scgrpo.tasks.code.task import Problem
 from scgrpo.tasks.data import deduplicated, in_window, load_rows, read_rows, split_names
@@ -110,6 +111,7 @@ class CodeforcesSource:
         official = list(row["official_tests"] or ())
         suite = Suite(
             stdin_cases(official, where) if official else (),
+            preamble=LONG_INTEGERS,
             checker=row.get("generated_checker") or "",
             comparison="tokens",
             files=row["input_mode"] == "file",

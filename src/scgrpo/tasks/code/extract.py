@@ -9,6 +9,8 @@ MAX_ANSWER_CHARACTERS = 1_000_000
 _FENCE = "```"
 _FUTURE = re.compile(r"^from __future__ import [^\n]*\n?", re.MULTILINE)
 
+# Python refuses to print and read integers of more than 4300 digits; judges of contests do not.
+LONG_INTEGERS = "import sys\nsys.set_int_max_str_digits(0)\n"
 # LiveCodeBench grades programs as if they began with imports of these. The order counts: a later module overwrites
 # names of earlier ones (pow of math and operator, open of io), and the builtins nearly all of them.
 # fmt: off
@@ -21,6 +23,7 @@ LCB_PRELUDE = "".join(
     [
         *(f"from {module} import *\n" for module in _STAR_MODULES),
         *(f"import {module}\n" for module in _STAR_MODULES if module not in ("builtins", "typing")),
+        LONG_INTEGERS,
         "sys.setrecursionlimit(50000)\n",
     ]
 )

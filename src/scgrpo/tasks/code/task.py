@@ -150,7 +150,12 @@ class CodeTask(Task):
         distinct = sorted(set(jobs))
         grader = Grader(self._opened(), reward=self._reward, total_time_s=self._total_time_s)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="scgrpo-code") as threads:
-            graded = dict(zip(distinct, threads.map(functools.partial(self._grade, grader), distinct), strict=True))
+            try:
+                verdicts = list(threads.map(functools.partial(self._grade, grader), distinct))
+            except BaseException:  # Ctrl-C, say: do not wait for what is still running
+                self.close()
+                raise
+        graded = dict(zip(distinct, verdicts, strict=True))
         return [graded[job] for job in jobs]
 
     def solution(self, row: Mapping[str, Any], rng: Any = None) -> str:
