@@ -34,6 +34,7 @@ def _options() -> list[str]:
     options = [
         "--unshare-all",
         "--unshare-user",
+        "--as-pid-1",
         "--new-session",
         "--cap-drop",
         "ALL",
@@ -42,7 +43,9 @@ def _options() -> list[str]:
         "--gid",
         "65534",
     ]
-    options += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    options += ["--proc", "/proc", "--tmpfs", "/tmp"]
+    for device in ("null", "zero", "random", "urandom"):
+        options += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     for path in ("/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"):
         options += ["--ro-bind-try", path, path]
     for path in ("/lib", "/lib64"):

@@ -7,11 +7,14 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,10 +48,16 @@ class Launch:
     insecure: bool = False
     missing: tuple[str, ...] = ()
 
-    def command(self, control: int, opener: int) -> list[str]:
+    def folder(self) -> str:
+        """A new name for a worker's folder, in memory if possible."""
+        memory = self.view == "host" and os.access("/dev/shm", os.W_OK)
+        root = "/tmp" if self.view == "mounts" else "/dev/shm" if memory else tempfile.gettempdir()
+        return os.path.join(root, f"scgrpo-sandbox-{secrets.token_hex(8)}")
+
+    def command(self, control: int, opener: int, folder: str) -> list[str]:
         python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
         options = ["-S", "-s", "-P", "-B", "-X", "utf8", "-c", _BOOTSTRAP]
-        arguments = json.dumps([control, opener, self.view, self.insecure, self.missing])
+        arguments = json.dumps([control, opener, folder, self.view, self.insecure, self.missing])
         return [*self.prefix, python, *options, str(HERE), arguments]
 
 
@@ -77,6 +86,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._errors = -1
+        self._folder = ""
 
     def start(self) -> None:
         """Start the process, if there is none, and wait until it is confined and tried.
@@ -112,6 +122,7 @@ class Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket = ours
         self._errors = os.memfd_create("scgrpo-worker", os.MFD_CLOEXEC)
+        self._folder = self.launch.folder()
         opener = os.pidfd_open(os.getpid())  # the worker ends with this process, even where forks hold the socket
         # No secrets, and nothing that changes what Python does: hashes are the same in every run.
         environment = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "MALLOC_ARENA_MAX": "2"}
@@ -119,7 +130,7 @@ class Worker:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    self.launch.command(theirs.fileno(), opener),
+                    self.launch.command(theirs.fileno(), opener, self._folder),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._errors,
@@ -213,6 +224,7 @@ class Worker:
         if process is not None:
             _kill_group(process)
             process.wait()
+            shutil.rmtree(self._folder, ignore_errors=True)  # it had no time to
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -227,6 +239,7 @@ class Worker:
         if process is not None:
             _kill_group(process)
             process.wait()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 _REMEDY = (

@@ -212,6 +212,8 @@ class _Values:
 
 def _calls(values: _Values, answer: dict[str, Any], limits: Limits, wanted: int, last_line: str) -> list[CallResult]:
     results = values.results[:wanted]
+    failed = next((index for index, item in enumerate(results) if item.outcome is not Outcome.OK), wanted)
+    results = results[: failed + 1]
     if len(results) == wanted or (results and results[-1].outcome is not Outcome.OK):
         return results
     if answer["stopped"]:
@@ -245,9 +247,8 @@ def _judged(answer: dict[str, Any], report: bytes, secret: str, limits: Limits) 
         return Judged(None, Outcome.ERROR, said["detail"])
     if genuine and said["passed"]:
         return Judged(True, Outcome.OK)
-    if genuine and not said["gone"]:
-        return Judged(False, Outcome.EXIT, said["detail"])
-    if genuine and not candidate[2]:  # alive, but it broke the protocol
+    alive = not candidate[2]  # if the tests say that it is gone: it broke the protocol
+    if genuine and (alive or not said["gone"]) and not answer["expired"]:
         return Judged(False, Outcome.EXIT, said["detail"])
     outcome, detail = _outcome(answer, candidate if genuine else judge, limits, False)
     if outcome is Outcome.OK:

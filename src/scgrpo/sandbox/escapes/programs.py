@@ -87,14 +87,17 @@ FILES = [
 each(lambda: escaped(open("/etc/passwd").read(9)), lambda: escaped(open("/etc/shadow").read(9)))
 """),
     _attack("files", "list and read home directories", """
-def walk(top):
-    for name in os.listdir(top): escaped(top, name)
-each(*(lambda top=top: walk(top) for top in ("/root", "/home", os.path.expanduser("~"), "/", "/tmp", "/etc")))
+def walk(top, known):
+    names = set(os.listdir(top)) - known
+    if names: escaped(top, names)
+way = set(sys.base_prefix.split("/"))  # to Python itself, where bubblewrap has to show it
+each(*(lambda top=top: walk(top, way) for top in ("/root", "/home", os.path.expanduser("~"), folder)))
+each(lambda: "var" in os.listdir("/") and escaped("/"), lambda: "passwd" in os.listdir("/etc") and escaped("/etc"))
 """),
     _attack("files", "environment of the parent", """
 def read(path):
     data = open(path, "rb").read()
-    escaped(path)
+    if b"TOKEN" in data or "self" not in path: escaped(path)
 each(*(lambda p=p: read(f"/proc/{p}/environ") for p in (parent, os.getppid(), "self", 1)))
 """),
     _attack("files", "memory of the parent", """

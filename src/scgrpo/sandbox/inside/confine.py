@@ -24,7 +24,7 @@ _NOBODY = 65534
 _THREADS = 128
 _DESCRIPTORS = 64
 _STACK_BYTES = 64 << 20
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _SIGKILL = 1, 38, 9
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _SIGKILL = 1, 4, 38, 9
 _READ = landlock.READ_FILE | landlock.READ_DIR
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,6 +71,7 @@ class Cage:
         if drops:
             _become_nobody()
         _drop_capabilities()
+        hide()
         _prctl(_PR_SET_PDEATHSIG, _SIGKILL)  # after the change of identity, which would clear it
         if os.getppid() != parent:
             raise OSError("the worker is gone")
@@ -195,6 +196,11 @@ def _attempts() -> str:
             continue
         succeeded.append(name)
     return ", ".join(succeeded)
+
+
+def hide() -> None:
+    """Let no process of the same user read this one's memory, environment or descriptors in /proc."""
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def _become_nobody() -> None:

@@ -19,7 +19,6 @@ import socket
 import stat
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -37,11 +36,12 @@ _PATIENCE_S = 0.5
 _LIBRARY_AT = 60  # highest numbers a run may have: out of the way of programs that count descriptors
 
 
-def main(control: int, opener: int, view: str, insecure: bool, missing: Sequence[str]) -> NoReturn:
+def main(control: int, opener: int, folder: str, view: str, insecure: bool, missing: Sequence[str]) -> NoReturn:
     """Serve until the end.
 
     Args:
         control: the socket. opener: pidfd of the process behind it.
+        folder: to be made when the first program with files comes, and removed at the end.
         view, insecure, missing: see `confine.prepare`.
     """
     sock = socket.socket(fileno=control)
@@ -50,6 +50,7 @@ def main(control: int, opener: int, view: str, insecure: bool, missing: Sequence
         cage, notes = confine.prepare(view, insecure=insecure, missing=missing)
         preload.load(everything=cage.files == "none")
         cage.own_bytes = confine.address_space()
+        confine.hide()
     except Exception as error:  # noqa: BLE001 (the other side makes an error of it)
         _send(sock, {"ready": False, "detail": f"{type(error).__name__}: {error}"})
         os._exit(1)
@@ -57,7 +58,7 @@ def main(control: int, opener: int, view: str, insecure: bool, missing: Sequence
     gc.freeze()  # else a collection in a run would copy every page
     isolation = "landlock+seccomp" if cage.rights is not None else "seccomp"
     _send(sock, {"ready": True, "isolation": isolation if cage.filter is not None else "none", "notes": notes})
-    worker = _Worker(sock, opener, cage, kept)
+    worker = _Worker(sock, opener, folder, cage, kept)
     try:
         while worker.serve_one():
             pass
@@ -67,9 +68,8 @@ def main(control: int, opener: int, view: str, insecure: bool, missing: Sequence
 
 
 class _Worker:
-    def __init__(self, sock: socket.socket, opener: int, cage: confine.Cage, kept: list[int]) -> None:
-        self.sock, self.opener, self.cage, self.kept = sock, opener, cage, kept
-        self.folders: str | None = None  # made when the first program with files comes
+    def __init__(self, sock: socket.socket, opener: int, folders: str, cage: confine.Cage, kept: list[int]) -> None:
+        self.sock, self.opener, self.folders, self.cage, self.kept = sock, opener, folders, cage, kept
         self.count = 0
 
     def serve_one(self) -> bool:
@@ -121,6 +121,7 @@ class _Worker:
             for end in pair:
                 end.close()
             if folder is not None:
+                os.chmod(folder, 0o700)
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _finish(self, request: dict[str, Any], pids: list[int], started: float, report: int, complaint: int) -> None:
@@ -187,18 +188,15 @@ class _Worker:
             os._exit(code & 0xFF)
 
     def _make_folder(self) -> str:
-        if self.folders is None:
-            memory = "/dev/shm"
-            root = memory if os.access(memory, os.W_OK) else None
-            self.folders = tempfile.mkdtemp(prefix="scgrpo-sandbox-", dir=root)
+        if not os.path.isdir(self.folders):
+            os.mkdir(self.folders)
             os.chmod(self.folders, 0o711)
         folder = os.path.join(self.folders, str(self.count))
         os.mkdir(folder, 0o755)
         return folder
 
     def remove_folders(self) -> None:
-        if self.folders is not None:
-            shutil.rmtree(self.folders, ignore_errors=True)
+        shutil.rmtree(self.folders, ignore_errors=True)
 
 
 def _kill_and_wait(pids: Sequence[int], patience_s: float = 0.0) -> list[list[float]]:
