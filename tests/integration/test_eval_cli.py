@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,43 @@ def test_several_tasks_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["countdown", "reach"]
     assert run(*options, "--task_options", '{"eval_part": "tune"}') == 2
     assert "has 'eval_part', which is none of the tasks reach, countdown" in capsys.readouterr().err
+
+
+def test_a_run_on_its_own_and_another_task(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from scgrpo.runs import RunDirectory
+    from scgrpo.tiny import tiny_model_path
+
+    trained = RunDirectory.create(tmp_path / "run")
+    trained.write_config(
+        {
+            "run": {"task": "reach", "task_options": {"eval_part": "tune"}, "eval_problems": 4, "eval_k": 2},
+            "train": {"max_completion_length": 16, "max_steps": 3, "success_threshold": 0.5, "use_cpu": True},
+            "model": {"name_or_path": "tiny"},
+            "task": {"name": "reach", "eval_part": "tune"},
+        }
+    )
+    shutil.copytree(tiny_model_path(), trained.model_dir)
+    command = ["eval", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--task", "reach", "countdown", "--json", str(tmp_path / "all.json")]) == 0
+    evals = trained.evals()
+    assert [(e["label"], e["step"], e["task"]) for e in evals] == [
+        ("before", 0, "reach"),
+        ("before", 0, "countdown"),
+        ("after", 3, "reach"),
+        ("after", 3, "countdown"),
+    ]
+    assert [e["settings"]["task_options"] for e in evals] == [{"eval_part": "tune"}, {}] * 2
+    assert {(e["num_problems"], e["k"], e["max_new_tokens"], e["success_threshold"]) for e in evals} == {
+        (4, 2, 16, 0.5)
+    }
+    assert [e["label"] for e in json.loads((tmp_path / "all.json").read_text())] == ["after", "after"]
+    folders = {str(path.parent.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("result.json")}
+    assert folders == {"reach/before", "reach/after", "countdown/before", "countdown/after"}
+    capsys.readouterr()
+    assert main(["eval", "--compare", str(tmp_path / "out" / "reach" / "before"), str(tmp_path / "run")]) == 0
+    assert "No difference in Avg@2 can be told from chance." in capsys.readouterr().out
+    assert main(["eval", "--compare", str(tmp_path / "run"), str(tmp_path / "run"), "--task", "countdown"]) == 0
+    assert "4 problems of countdown on both sides." in capsys.readouterr().out
 
 
 def test_comparisons_by_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -36,8 +36,9 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_tasks() -> None:
-    assert task_names() == ["countdown", "countdown-undo", "dapo_math", "gsm8k", "math", "maze", "reach", "style"]
-    for name in task_names():
+    own = {"countdown", "countdown-undo", "dapo_math", "exact", "gsm8k", "math", "maze", "reach", "style"}
+    assert own <= set(task_names())
+    for name in own:
         task = get_task(name)
         assert task.name == name
         canned = task.canned()
@@ -64,7 +65,8 @@ def test_own_tasks_by_name_and_by_import_path(tmp_path: Path, monkeypatch: pytes
 
 def test_unknown_names_and_options_say_what_there_is() -> None:
     with pytest.raises(
-        ConfigError, match=r"no task 'gsm8'. Did you mean 'gsm8k'\?.*Known: countdown, countdown-undo, dapo_math"
+        ConfigError,
+        match=r"no task 'gsm8'. Did you mean 'gsm8k'\?.*Known: countdown, countdown-undo, dapo_math, exact",
     ):
         get_task("gsm8")
     register_task("echo", Echo)
@@ -86,3 +88,59 @@ def test_tasks_are_slim_to_import() -> None:
         f"print([m for m in {heavy} if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def install(site: Path, package: str, entries: dict[str, str], module: str = "") -> None:
+    """A package with entry points, as an installer leaves it."""
+    info = site / f"{package}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, value in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[scgrpo.tasks]", *lines]) + "\n")
+    if module:
+        (site / f"{package}.py").write_text(module)
+
+
+def test_installed_packages_bring_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = (
+        "import sys\nfrom scgrpo.tasks.maze import MazeTask\nsys.entry_test_imported = True\n"
+        "class Ours(MazeTask):\n    '''A maze of ours.'''\n    name = 'ours'\n"
+    )
+    install(tmp_path, "entry_test_pack", {"ours": "entry_test_pack:Ours", "reach": "entry_test_pack:Ours"}, module)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "ours" in task_names()
+    assert get_task("reach").name == "reach", "what is built in stays what it is"
+    assert not hasattr(sys, "entry_test_imported"), "nothing is imported before it is asked for"
+    try:
+        assert get_task("ours", eval_part="tune").name == "ours"
+    finally:
+        del sys.entry_test_imported
+    assert registry.task_origin("ours") == "package entry_test_pack"
+    assert registry.training_defaults("ours")["teacher_template"] == "tiny"
+    with pytest.raises(ConfigError, match="Did you mean 'ours'"):
+        get_task("our")
+    with pytest.raises(ConfigError, match="already a task 'ours'"):
+        register_task("ours", Echo)
+    register_task("ours", Echo, replace=True)
+    assert get_task("ours").name == "echo"
+
+
+def test_broken_packages_are_named_and_break_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "entry_test_bad", {"bad": "entry_test_bad:Task"}, "1 / 0\n")
+    install(tmp_path, "entry_test_gone", {"gone": "entry_test_nowhere:Task"})
+    install(tmp_path, "entry_test_less", {"less": "entry_test_less:Missing"}, "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert {"bad", "gone", "less"} <= set(task_names())
+    assert get_task("reach").name == "reach"
+    for name, why in (("bad", "ZeroDivisionError"), ("gone", "ModuleNotFoundError"), ("less", "AttributeError")):
+        with pytest.raises(ConfigError, match=rf"The task '{name}' of package entry_test_{name} cannot be.*{why}"):
+            get_task(name)
+
+
+def test_two_packages_with_one_name_are_both_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("entry_test_one", "entry_test_two"):
+        install(tmp_path, package, {"same": f"{package}:Echo"}, "from scgrpo.tasks.maze import MazeTask as Echo\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"entry_test_\w+ and package entry_test_\w+ both bring a task 'same'"):
+        get_task("same")
+    assert get_task("entry_test_two:Echo").name == "maze"

@@ -6,7 +6,7 @@ import argparse
 import os
 import statistics
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -127,10 +127,15 @@ def _sizes(split: str, rows: Sequence[Row]) -> str:
 def _check(name: str, options: dict[str, Any]) -> int:
     with closing(get_task(name, **options)) as task:
         print(f"verdicts of {task.name} on answers that are known")
-        num_bad = checks.show_graded(checks.grade_canned(task), print)
-        num_bad += _check_hostile(task)
-        row = task.canned().row
-        print(f"\nexample prompt\n{checks.shortened(checks.prompt_text(row['prompt']))}\n\nrows")
+        try:
+            num_bad = _grade(task, checks.grade_canned) + _grade(task, checks.grade_hostile)
+            row, lacks = task.canned().row, None
+        except ScgrpoError as error:  # it says itself what it lacks
+            num_bad, row, lacks = 0, None, error
+            print(f"not graded here: {error}")
+        if row is not None:
+            print(f"\nexample prompt\n{checks.shortened(checks.prompt_text(row['prompt']))}")
+        print("\nrows")
         not_done = []
         for text, is_bad in _row_lines(task):
             print(f"{'BAD ' if is_bad else ''}{text}")
@@ -138,12 +143,15 @@ def _check(name: str, options: dict[str, Any]) -> int:
             not_done += [text] if is_bad is None else []
     print(f"\n{f'{num_bad} found wrong' if num_bad else 'nothing found wrong'}", end="")
     print(f"; not checked: {len(not_done)} split(s), see above" if not_done else "")
+    if lacks is not None:
+        raise lacks
     return 1 if num_bad else 0
 
 
-def _check_hostile(task: Task) -> int:
+def _grade(task: Task, grade: Callable[[Task], list[checks.Graded]]) -> int:
+    """Grade and print; how many verdicts are wrong."""
     try:
-        return checks.show_graded(checks.grade_hostile(task), print)
+        return checks.show_graded(grade(task), print)
     except ScgrpoError:
         raise
     except Exception as error:  # noqa: BLE001 (that it raises is the finding)

@@ -12,8 +12,9 @@ from scgrpo.evaluation.metrics import Estimate, ProblemResult, avg_at_k, mean_pa
 from scgrpo.evaluation.samplers import Sampling
 from scgrpo.tasks.base import Completion, Status, Verdict
 
-# How many completions without a grade a record names.
+# How many completions without a grade a record names, and how much of the reason it quotes.
 MAX_FAILURES = 50
+_MAX_DETAIL = 500
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def result_of(
         num_errors=len(failed) - num_timeouts,
         num_timeouts=num_timeouts,
         failures=[
-            Failure(s.problem_id, s.sample, str(s.verdict.status), s.verdict.detail) for s in failed[:MAX_FAILURES]
+            Failure(s.problem_id, s.sample, str(s.verdict.status), s.verdict.detail[:_MAX_DETAIL])
+            for s in failed[:MAX_FAILURES]
         ],
         truncated_frac=sum(sample.truncated for sample in samples) / len(samples),
         mean_completion_tokens=num_tokens / len(samples),

@@ -32,6 +32,7 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "maze": "scgrpo.tasks.maze:MazeTask",
     "math": "scgrpo.tasks.math:MathTask",
     "gsm8k": "scgrpo.tasks.math:gsm8k",
+    "exact": "scgrpo.tasks.exact:ExactTask",
     "dapo_math": "scgrpo.tasks.math:dapo_math",
     "code": "scgrpo.tasks.code:code",
     "livecodebench": "scgrpo.tasks.code:livecodebench",
