@@ -48,6 +48,9 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def passed(verdicts: list[Verdict]) -> int:
+    for index, verdict in enumerate(verdicts):
+        if verdict.score != 1.0:
+            print(index, verdict)  # shown if the test fails
     assert all(verdict.status is Status.GRADED for verdict in verdicts)
     return sum(verdict.score == 1.0 for verdict in verdicts)
 

@@ -9,7 +9,7 @@ import zlib
 from decimal import Decimal
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scgrpo.tasks.code.compare import same_lines, same_tokens
@@ -25,6 +25,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT)
 def test_comparisons_are_symmetric_and_never_raise(a: str, b: str) -> None:
     assert same_lines(a, a)
@@ -35,12 +36,14 @@ def test_comparisons_are_symmetric_and_never_raise(a: str, b: str) -> None:
         assert same_tokens(a, b)
 
 
+@settings(deadline=None)
 @given(st.decimals(allow_nan=False, allow_infinity=False), st.decimals(allow_nan=False, allow_infinity=False))
 def test_numbers_are_compared_exactly(a: Decimal, b: Decimal) -> None:
     assert same_lines(f"x\n{a} 1", f"x\n{b} 1.0") == (a == b)
     assert same_lines(f"{a:e}", f" {a} ")
 
 
+@settings(deadline=None)
 @given(JSON, st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_values_survive_compression(value: Any, protocol: int) -> None:
     text = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(value), protocol))).decode()
@@ -48,6 +51,7 @@ def test_values_survive_compression(value: Any, protocol: int) -> None:
     assert decode_tests(json.dumps(value), "item") == value
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_no_bytes_do_more_than_fail(data: bytes) -> None:
     try:
@@ -57,6 +61,7 @@ def test_no_bytes_do_more_than_fail(data: bytes) -> None:
     assert isinstance(value, str | int | float | list | dict | None)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 5), st.text(max_size=5))
 def test_halves(count: int, seed: int, problem_id: str) -> None:
     suite = Suite(tuple(StdinCase(str(n), str(n)) for n in range(count)))
@@ -68,11 +73,13 @@ def test_halves(count: int, seed: int, problem_id: str) -> None:
         assert len(a) - len(b) == count % 2
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab` \n", max_size=60), st.text(alphabet="ab \n", max_size=20))
 def test_the_last_block_is_found_whatever_comes_before(before: str, code: str) -> None:
     assert last_block(f"{before}\n```python\n{code}\n```\nafter") == code
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(["from __future__ import annotations", "import math", "x = 1", "", "# y"]), max_size=6)
 )

@@ -401,6 +401,6 @@ def test_ctrl_c_does_not_wait_for_what_is_running() -> None:
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         task.verify(waits, [row] * 3)
-    assert time.monotonic() - start < 15  # the limit on the clock alone is 18 s each
+    assert time.monotonic() - start < 30  # they would sleep for a minute
     assert task.verify([task.canned().right[0]], [row])[0].score == 1.0  # with a new sandbox
     task.close()

@@ -23,10 +23,10 @@ from scgrpo.tasks.code.suite import AssertCase, CallCase, Case, StdinCase, Suite
 
 Reward = Literal["all", "fraction"]
 
-# A time limit is CPU time, so that a busy machine makes nobody wrong; the wall clock stops what sleeps.
-_WALL_PER_CPU = 3.0
+# A time limit is CPU time, so that a busy machine makes nobody wrong; the wall clock only stops what sleeps.
+_WALL_PER_CPU = 10.0
 _OUTPUT_BYTES = 4_000_000
-_CHECKER_LIMITS = Limits(wall_s=30.0, cpu_s=10.0, memory_mb=1024)
+_CHECKER_LIMITS = Limits(wall_s=100.0, cpu_s=10.0, memory_mb=1024)
 _CHECKER_FILES = ("input.txt", "correct_output.txt", "solution_output.txt")
 # Calls made by one process, once the first call alone has shown itself quick.
 _CALLS_PER_PROCESS = 16
@@ -37,7 +37,7 @@ _QUICK_S = 0.5
 FILES_PREAMBLE = """\
 def _files():
     import builtins, io, os, sys
-    real, out = io.open, sys.stdout
+    real = io.open
     class Nowhere(io.TextIOBase):
         def write(self, text): return len(text)
     def opened(name, mode="r", *more, **options):
