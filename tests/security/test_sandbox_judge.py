@@ -12,9 +12,11 @@ AMPLE = Limits(wall_s=60.0)
 PASSING = {
     "plain values": ("def f(x): return x", """
 import collections, datetime, decimal, fractions
-for value in (None, True, 0, -1, 2**70, -(10**5000), 0.1, -0.0, float("inf"), "Ã¤\\ud800", b"\\xff", bytearray(b"a"), 1j,
-              [1, [2]], (1, (2,)), {1, 2}, frozenset("ab"), {"k": [1], (1, 2): None}, range(3, 9, 2), int, ValueError,
-              decimal.Decimal("1.50"), fractions.Fraction(1, 3), collections.deque([1, 2], 5), datetime.date(2020, 2, 29),
+for value in (None, True, 0, -1, 2**70, -(10**5000), 0.1, -0.0, float("inf"), "Ã¤\\ud800", b"\\xff", bytearray(b"a"),
+              1j, [1, [2]], (1, (2,)), {1, 2}, frozenset("ab"), {"k": [1], (1, 2): None}, range(3, 9, 2), int,
+              ValueError,
+              decimal.Decimal("1.50"), fractions.Fraction(1, 3), collections.deque([1, 2], 5),
+              datetime.date(2020, 2, 29),
               collections.Counter("aab"), collections.OrderedDict(a=1), datetime.timedelta(days=1, microseconds=3),
               datetime.datetime(2020, 1, 2, 3, 4, 5, 6), {1: 2}.keys(), {1: 2}.items()):
     back = f(value)
@@ -23,7 +25,8 @@ for value in (None, True, 0, -1, 2**70, -(10**5000), 0.1, -0.0, float("inf"), "Ã
 """),
     "subclasses are what they derive from": (
         "import collections, enum\nP = collections.namedtuple('P', 'x y')\nclass C(enum.IntEnum):\n    A = 3\n"
-        "class S(str): pass\ndef f(k): return {'t': P(1, 2), 'i': C.A, 's': S('x'), 'd': collections.defaultdict(int, a=1)}[k]",
+        "class S(str): pass\n"
+        "def f(k): return {'t': P(1, 2), 'i': C.A, 's': S('x'), 'd': collections.defaultdict(int, a=1)}[k]",
         "assert f('t') == (1, 2) and f('i') == 3 and f('s') == 'x' and f('d') == {'a': 1}",
     ),
     "arguments changed in place": (
@@ -43,7 +46,8 @@ for value in (None, True, 0, -1, 2**70, -(10**5000), 0.1, -0.0, float("inf"), "Ã
     "classes and their objects": (
         "class Node:\n    def __init__(self, v): self.v, self.next = v, None\n    def __len__(self): return 3\n"
         "def total(n):\n    return 0 if n is None else n.v + total(n.next)",
-        "a = Node(1)\na.next = Node(2)\na.next.next = Node(3)\nassert total(a) == 6 and a.next.v == 2 and len(a) == 3\n"
+        "a = Node(1)\na.next = Node(2)\na.next.next = Node(3)\n"
+        "assert total(a) == 6 and a.next.v == 2 and len(a) == 3\n"
         "assert a.next is a.next and a != a.next and a in [Node(0), a]",
     ),
     "generators, iterators, closures": (
@@ -61,8 +65,10 @@ for value in (None, True, 0, -1, 2**70, -(10**5000), 0.1, -0.0, float("inf"), "Ã
     ),
     "a name that Python has too": ("def sum(a, b): return a * b", "assert sum(3, 4) == 12"),
     "a module that the tests do not import": ("def f(x): return x", "assert math.isclose(f(1.0), 1.0)"),
-    "constants": ("LIMIT = 5\ndef bump():\n    global LIMIT\n    LIMIT += 1", "assert LIMIT == 5\nbump()\nassert LIMIT == 6"),
-    "tests with helpers": ("def f(x): return x + 1", "def f_all(xs): return [f(x) for x in xs]\nassert f_all([1]) == [2]"),
+    "constants": ("LIMIT = 5\ndef bump():\n    global LIMIT\n    LIMIT += 1",
+                  "assert LIMIT == 5\nbump()\nassert LIMIT == 6"),
+    "tests with helpers": ("def f(x): return x + 1",
+                           "def f_all(xs): return [f(x) for x in xs]\nassert f_all([1]) == [2]"),
     "printing": ("def f(x):\n    print('x' * 10000)\n    return x", "print(f(1))\nassert f(1) == 1"),
     "an empty test": ("def f(): pass", ""),
 }  # fmt: skip

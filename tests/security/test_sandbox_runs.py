@@ -73,6 +73,20 @@ def test_files_can_be_read_and_imported(zygote: Zygote) -> None:
     assert zygote.run(Program("import os; print(os.path.exists('input.txt'))"), AMPLE).stdout == "False\n"
 
 
+def test_a_program_with_files_has_no_other_descriptors(zygote: Zygote) -> None:
+    source = """
+import os, stat
+for number in range(3, 256):
+    try:
+        mode = os.fstat(number).st_mode
+    except OSError:
+        continue
+    if not stat.S_ISDIR(mode):
+        print(number, oct(mode))
+"""
+    assert zygote.run(Program(source, files={"a": "b"}), AMPLE).stdout == ""
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "a\0b"])
 def test_files_are_plain_names(name: str) -> None:
     with pytest.raises(ConfigError):
@@ -117,7 +131,8 @@ def test_many_programs_keep_their_order(zygote: Zygote) -> None:
 
 
 def test_calls(zygote: Zygote) -> None:
-    source = "class Solution:\n    seen = 0\n    def f(self, a, b):\n        self.seen += 1\n        return a, [b], self.seen"
+    source = "class Solution:\n    seen = 0\n    def f(self, a, b):\n        self.seen += 1\n"
+    source += "        return a, [b], self.seen"
     values = [item.value for item in zygote.call(source, "f", [[1, "x"], [None, {"k": 2.5}]], AMPLE)]
     assert values == [[1, ["x"], 1], [None, [{"k": 2.5}], 2]]
     assert zygote.call("def f():\n    print('noise')\n    return True", "f", [[]], AMPLE)[0].value is True

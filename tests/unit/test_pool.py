@@ -225,7 +225,8 @@ print(int(pool.grade([{"do": "pid"}])[0].score), flush=True)
 
 
 def run_script(body: str, folder: Path, **settings: object) -> subprocess.Popen[str]:
-    env = os.environ | {"PYTHONPATH": str(folder)}
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": path}
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT + textwrap.dedent(body)], env=env, stdout=subprocess.PIPE, text=True, **settings
     )
@@ -254,6 +255,30 @@ def test_a_killed_program_leaves_no_idle_worker(module_folder: Path) -> None:
     script.wait()
     script.stdout.close()
     assert wait_for(lambda: not alive(pid))
+
+
+def test_an_interrupt_is_not_waited_out_and_leaves_a_pool_that_works(module_folder: Path) -> None:
+    script = run_script(
+        """
+        import signal
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        start = time.monotonic()
+        try:
+            pool.grade([{"do": "sleep", "value": 600}] * 50)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+        second = int(pool.grade([{"do": "pid"}])[0].score)
+        print(time.monotonic() - start < 15, second, flush=True)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        pool.grade([{"do": "sleep", "value": 600}] * 50)
+        """,
+        module_folder,
+    )
+    out, _ = script.communicate(timeout=60)
+    first, interrupted, in_time, second = out.split()  # waiting for the first item would take 20 s
+    assert (interrupted, in_time) == ("interrupted", "True")
+    assert script.returncode not in (0, None)
+    assert wait_for(lambda: not alive(int(first)) and not alive(int(second)))
 
 
 def test_a_forked_copy_is_told_and_harms_nothing(module_folder: Path) -> None:

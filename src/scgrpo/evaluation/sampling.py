@@ -46,10 +46,8 @@ def evaluate(
     out: EvalDirectory | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvalResult:
-    """Sample completions of each problem, grade them, and estimate Avg@k and Pass@k.
-
-    The model comes back in the mode it was in, and the caller's random state is untouched. A completion whose
-    verification fails is an error: counted, named, and in no estimate.
+    """Sample completions of each problem, grade them, and estimate Avg@k and Pass@k. A completion whose verification
+    fails is in no estimate. The model comes back in the mode it was in, the caller's random state untouched.
 
     Args:
         model: a transformers causal LM, on its device; or a `Sampler`.
@@ -76,27 +74,46 @@ def evaluate(
     rows = task.rows("eval") if rows is None else rows
     if not rows:
         raise DataError("There are no rows to evaluate on.", "Check the task's data, or pass rows.")
-    ks = [k] if isinstance(k, int) else sorted(set(k))
-    num_samples = max(ks, default=0) if num_samples is None else num_samples
-    if not ks or not 1 <= min(ks) <= max(ks) <= num_samples:
-        raise ConfigError(
-            f"k={k}, num_samples={num_samples} cannot work: n samples say nothing unbiased about Pass@k of k > n.",
-            "Give 1 <= k <= num_samples.",
-        )
+    ks, num_samples = _counts(k, num_samples)
     sampling = Sampling(num_samples, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
     sampler: Sampler = model if isinstance(model, Sampler) else TransformersSampler(model, tokenizer)
     kwargs = dict(chat_template_kwargs or {})
     draws = _draws_of(sampler, tokenizer, task, rows, sampling, kwargs)
-    settings = {"task": task.name, **asdict(sampling), "chat_template_kwargs": kwargs}
-    settings |= {"num_problems": len(rows), "problems": _digest_of(rows), **(sampler.identity if out else {})}
-    kept: AbstractContextManager[dict[tuple[int, int], Sample]] = out.opened(settings) if out else nullcontext({})
-    with kept as known:
+    with _opened(out, sampler, task, rows, sampling, kwargs) as known:
         samples = _sampled(draws, task, rows, sampling, known, out, progress or (lambda done, total: None))
         threshold = task.success_threshold if success_threshold is None else success_threshold
         result = result_of(task.name, ks, sampling, threshold, samples)
         if out:
             out.finish(result.to_record(0, "eval"))
     return result
+
+
+def _counts(k: int | Sequence[int], num_samples: int | None) -> tuple[list[int], int]:
+    """Every k, ascending, and n."""
+    ks = [k] if isinstance(k, int) else sorted(set(k))
+    n = max(ks, default=0) if num_samples is None else num_samples
+    if not ks or not 1 <= min(ks) <= max(ks) <= n:
+        raise ConfigError(
+            f"k={k}, num_samples={n} cannot work: n samples say nothing unbiased about Pass@k of k > n.",
+            "Give 1 <= k <= num_samples.",
+        )
+    return ks, n
+
+
+def _opened(
+    out: EvalDirectory | None,
+    sampler: Sampler,
+    task: Task,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    template_kwargs: Mapping[str, Any],
+) -> AbstractContextManager[dict[tuple[int, int], Sample]]:
+    """What is known already, for as long as it is worked on."""
+    if out is None:
+        return nullcontext({})
+    data = {"num_problems": len(rows), "problems": _digest_of(rows)}
+    settings = {"task": task.name, **asdict(sampling), "chat_template_kwargs": template_kwargs}
+    return out.opened({**settings, **data, **sampler.identity})
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ def open_sandbox(
         else:
             sandbox.close()
             return wrapped
+    if sandbox.level == "seccomp":
+        _log.warning("The kernel has no Landlock: code runs in the sandbox without opening any file.")
     if sandbox.level == "none":
         _log.warning(
             "Untrusted code runs WITHOUT a sandbox, as allow_insecure=True asks: %s", "; ".join(sandbox.notes)

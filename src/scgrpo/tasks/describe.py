@@ -9,6 +9,7 @@ from typing import Any
 
 from scgrpo.tasks.base import Task
 from scgrpo.tasks.environment import EnvironmentTask
+from scgrpo.tasks.math.sets import SETS
 from scgrpo.tasks.registry import TaskFactory, task_class, task_factory, task_origin, unwrapped
 
 REQUIRED = inspect.Parameter.empty
@@ -57,7 +58,8 @@ def describe(name: str) -> Description:
     kind = "?" if made is None else "environment" if issubclass(made, EnvironmentTask) else "answer"
     options = _options(factory, made)
     sources = [option.default for option in options if option.name in _SOURCES]
-    downloads = [source for source in sources if isinstance(source, str) and _HUB_ID.fullmatch(source)]
+    ids = [SETS[source][0] if source in SETS else source for source in sources if isinstance(source, str)]
+    downloads = [source for source in ids if _HUB_ID.fullmatch(source)]
     needs = [made.needs if made is not None and isinstance(made.needs, str) else "", *_downloads(downloads)]
     return Description(
         name=name,

@@ -89,12 +89,20 @@ class VerifierPool:
     def grade(self, items: Sequence[Mapping[str, Any]]) -> list[Verdict]:
         """One verdict per item, in order. No item raises, whatever it does to its worker.
 
+        An interrupt (Ctrl-C) drops the items that are waiting and kills the workers, so that nothing is waited for;
+        the pool can be used again, and starts new ones.
+
         Raises:
             VerifierError: the pool is closed, or was made by another process and came here by a fork.
         """
         if not self._closer.alive or os.getpid() != self._owner:
             raise VerifierError("This VerifierPool is closed or belongs to another process.", "Make a new one.")
-        return list(self._threads.map(self._grade_one, items))
+        try:
+            return list(self._threads.map(self._grade_one, items))
+        except BaseException:
+            for worker in self._workers:
+                worker.interrupt()
+            raise
 
     def _grade_one(self, item: Mapping[str, Any]) -> Verdict:
         try:
@@ -129,7 +137,7 @@ class VerifierPool:
 
 
 class _Worker:
-    """One process and the pipe to it. Used by one thread at a time; only `stop` may come from another."""
+    """One process and the pipe to it. Used by one thread at a time; `interrupt` and `stop` may come from another."""
 
     def __init__(self, function: str, timeout_s: float, memory_mb: int | None) -> None:
         self.function, self.timeout_s = function, timeout_s
@@ -235,6 +243,12 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(OSError):  # what was buffered for a dead process cannot be flushed
                     pipe.close()
+
+    def interrupt(self) -> None:
+        """End the process: a thread that waits for its answer sees the pipe end, and the next item starts another."""
+        process = self.process
+        if process is not None:
+            _kill_group(process)
 
     def stop(self) -> None:
         """End the process for good. A thread that waits for its answer sees the pipe end."""

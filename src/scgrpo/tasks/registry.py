@@ -30,6 +30,9 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "countdown-undo": "scgrpo.tasks.countdown_undo:CountdownUndoTask",
     "style": "scgrpo.tasks.style:StyleTask",
     "maze": "scgrpo.tasks.maze:MazeTask",
+    "frozen_lake": "scgrpo.tasks.games.frozen_lake:FrozenLakeTask",
+    "guess_number": "scgrpo.tasks.games.guess_number:GuessNumberTask",
+    "textworld": "scgrpo.tasks.games.textworld:TextWorldTask",
     "math": "scgrpo.tasks.math:MathTask",
     "gsm8k": "scgrpo.tasks.math:gsm8k",
     "exact": "scgrpo.tasks.exact:ExactTask",
@@ -41,6 +44,14 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "humanevalplus": "scgrpo.tasks.code:humanevalplus",
     "mbpp": "scgrpo.tasks.code:mbpp",
     "mbppplus": "scgrpo.tasks.code:mbppplus",
+    "dapo_math_raw": "scgrpo.tasks.math:dapo_math_raw",
+    "hendrycks_math": "scgrpo.tasks.math:hendrycks_math",
+    "aime24": "scgrpo.tasks.math:aime24",
+    "aime25": "scgrpo.tasks.math:aime25",
+    "math500": "scgrpo.tasks.math:math500",
+    "amc23": "scgrpo.tasks.math:amc23",
+    "minerva": "scgrpo.tasks.math:minerva",
+    "olympiadbench": "scgrpo.tasks.math:olympiadbench",
 }
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 from scgrpo.errors import ConfigError
 from scgrpo.tasks.countdown import CountdownTask
 from scgrpo.tasks.countdown_undo import CountdownUndoTask
+from scgrpo.tasks.games.frozen_lake import FrozenLakeTask
 from scgrpo.tasks.maze import MazeTask
 from scgrpo.tasks.procedural import ProceduralTask
 from scgrpo.tasks.reach import ReachTask
@@ -43,6 +45,9 @@ class Testbed:
 
 # Looking up what a demonstration says amid free words takes more practice, and so does being careless beside one.
 _MORE_SHOWN: dict[Kind, float] = {"plain": 0.42, "verified": 0.42, "attempt": 0.16}
+
+# The options of the task in words that the small model knows; its recipe has the same.
+FROZEN_LAKE: dict[str, Any] = {"form": "words", "size": 5, "frozen_probability": 0.7, "max_turns": 12}
 
 TESTBEDS: dict[str, Testbed] = {}
 
@@ -102,6 +107,16 @@ for _testbed in (
         "a game of many turns: lava is fatal at once, a wrong way only when the moves run out",
         Recipe(
             (Subject(MazeTask(), skill=0.45, plain_band=(0.15, 0.5), verified_min=0.6),),
+            steps=400,
+            kind_shares={"plain": 0.45, "verified": 0.47, "attempt": 0.08},
+            recover=0.15,
+        ),
+    ),
+    Testbed(
+        "frozen_lake",
+        "gymnasium's game of many turns: holes are fatal at once, a wrong way only when the turns run out",
+        Recipe(
+            (Subject(FrozenLakeTask(**FROZEN_LAKE), skill=0.2, plain_band=(0.15, 0.5), verified_min=0.6),),
             steps=400,
             kind_shares={"plain": 0.45, "verified": 0.47, "attempt": 0.08},
             recover=0.15,

@@ -78,7 +78,9 @@ class Cage:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         if rules is not None:
             landlock.restrict(rules)
-            os.close(rules)
+        for descriptor in {rules, self.rules}:
+            if descriptor is not None:
+                os.close(descriptor)
         if self.filter is not None:
             self.filter.install()
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-TAIL_CHARS = 500
+TAIL_CHARS = 500  # of a completion that marks no answer
+MAX_ANSWER_CHARS = 1000  # what is longer is no final answer; the longest reference of MATH-500 has 53
+_SEARCHED_CHARS = 50_000  # a box further from the end than this is not the final one
 _MAX_BOXES = 6  # as many as the algebraic comparison joins into one answer
-_BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
-_LAYOUT = re.compile(r"[\s$.]|\\[()\[\]]")
-_ANSWER_LINE = re.compile(r"(?:answer\s*:|####)[ \t]*([^\n]+)", re.IGNORECASE)  # DAPO-Math's and GSM8K's form
-_INTEGER = re.compile(r"([-+]?)(\d{1,3}(?:,\d{3})+|\d+)")
+_BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\[{}]|[{}]")
+_BARE_BOX = re.compile(r"\\boxed\s*([^\s{}$]+)")  # MATH has a few `\boxed 5$`
+_LAYOUT = re.compile(r"[\s$.}]|\\[()\[\],;:! ]|\\q?quad|\\text\s*\{")
+_ANSWER_LINE = re.compile(r"(?:answer[\s*]*:|####)[\s*]*([^\n]+)", re.IGNORECASE)  # DAPO-Math's and GSM8K's form
+_PROSE = re.compile(
+    r"(?<![\\A-Za-z])[A-Za-z]{2,}.*?[^\\A-Za-z][A-Za-z]{2,}|\$|\\[(\[]"
+)  # two words, or a formula's ends
+_FORMULA = re.compile(r"(\$\$?)([^$]*)\1\.?", re.DOTALL)
+_INTEGER = re.compile(r"([-+]?)([1-9]\d{0,2}(?:,\d{3})+|\d+)")  # 0,111 is no integer
 
 
 class FinalAnswer(NamedTuple):
     """The part of a completion that is graded.
 
     Attributes:
-        text: what the algebraic comparison reads: the last box (all of `a, b and c` if boxes are joined like that),
-            or the last characters of a completion without a box.
+        text: what the algebraic comparison reads: the last box (all of `a, b and c` if boxes are joined like that);
+            without one what is marked as the answer, in a box unless it is a sentence; else the last characters.
         short: the bare answer where one is marked: the content of the last box, or what follows `Answer:` or `####`.
     """
 
@@ -36,26 +43,53 @@ class _Box(NamedTuple):
 
 def final_answer(completion: str) -> FinalAnswer:
     """The answer a completion ends with. What stands before a closing `</think>` is not looked at."""
-    text = completion.rpartition("</think>")[2]
+    text = completion[-_SEARCHED_CHARS:].rpartition("</think>")[2]
     boxes = _joined_boxes(text)
     if len(boxes) == 1:
         return FinalAnswer(f"\\boxed{{{boxes[0]}}}", boxes[0])
     if boxes:  # "540 or 541" is one answer of two parts, not the last of them
         return FinalAnswer(" and ".join(f"$\\boxed{{{box}}}$" for box in boxes), None)
     tail = text[-TAIL_CHARS:]
-    marked = _ANSWER_LINE.findall(tail)
-    return FinalAnswer(tail, marked[-1] if marked else None)
+    marked = list(_ANSWER_LINE.finditer(tail))
+    if not marked:
+        return FinalAnswer(tail, None)
+    bare = _plain(marked[-1][1])
+    return FinalAnswer(tail[marked[-1].start() :] if _PROSE.search(bare) else f"\\boxed{{{bare}}}", marked[-1][1])
 
 
 def clean_gold(value: object) -> str:
     r"""The reference answer in a data set's column: what follows `####` (GSM8K) or stands in the last `\boxed{}`
-    (MATH), else the value itself; integers without commas, whole floats without `.0`."""
+    (MATH; in all of those joined like `a, b and c`), else the value itself, or the only element of a list
+    (OlympiadBench); without `$` around it, integers without commas, whole floats without `.0`.
+
+    Raises:
+        ValueError: there is no answer, there are several, or what is there is too long to be one.
+    """
+    if isinstance(value, (list, tuple)):
+        if len(value) != 1:
+            raise ValueError(f"{len(value)} answers, not one")
+        value = value[0]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = str(value)
-    boxes = [] if "####" in text else _boxes(text)
-    text = _content(text, boxes[-1]) if boxes else text.rpartition("####")[2].strip()
+    text = "" if value is None else str(value)
+    boxes = [] if "####" in text else _joined_boxes(text) or _BARE_BOX.findall(text)[-1:]
+    text = ", ".join(boxes) if boxes else text.rpartition("####")[2].strip()
+    formula = _FORMULA.fullmatch(text)
+    text = text if formula is None else formula[2].strip()
+    if not text:
+        raise ValueError("no answer")
+    if len(text) > TAIL_CHARS:
+        raise ValueError(f"{len(text)} characters, but no \\boxed{{}} or #### that marks an answer")
     return _integer(text) or text
+
+
+def text_score(answer: FinalAnswer, gold: str) -> float | None:
+    """The score where text decides: `quick_score`, and 0.0 for an answer that is empty or longer than
+    `MAX_ANSWER_CHARS`; None where algebra has to."""
+    if not answer.text.strip():
+        return 0.0
+    score = None if answer.short is None else quick_score(answer.short, gold)
+    return 0.0 if score is None and len(answer.text) > MAX_ANSWER_CHARS else score
 
 
 def quick_score(answer: str, gold: str) -> float | None:
@@ -107,7 +141,7 @@ def _boxes(text: str) -> list[_Box]:
     boxes: list[_Box] = []
     opened: list[tuple[bool, int, int]] = []
     for token in _BRACES.finditer(text):
-        if token[0].startswith("\\boxed"):
+        if len(token[0]) > 2:
             opened.append((True, token.start(), token.end()))
         elif token[0] == "{":
             opened.append((False, 0, 0))
