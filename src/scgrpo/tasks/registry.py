@@ -37,13 +37,6 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "gsm8k": "scgrpo.tasks.math:gsm8k",
     "exact": "scgrpo.tasks.exact:ExactTask",
     "dapo_math": "scgrpo.tasks.math:dapo_math",
-    "code": "scgrpo.tasks.code:code",
-    "livecodebench": "scgrpo.tasks.code:livecodebench",
-    "codeforces": "scgrpo.tasks.code:codeforces",
-    "humaneval": "scgrpo.tasks.code:humaneval",
-    "humanevalplus": "scgrpo.tasks.code:humanevalplus",
-    "mbpp": "scgrpo.tasks.code:mbpp",
-    "mbppplus": "scgrpo.tasks.code:mbppplus",
     "dapo_math_raw": "scgrpo.tasks.math:dapo_math_raw",
     "hendrycks_math": "scgrpo.tasks.math:hendrycks_math",
     "aime24": "scgrpo.tasks.math:aime24",
@@ -52,6 +45,13 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "amc23": "scgrpo.tasks.math:amc23",
     "minerva": "scgrpo.tasks.math:minerva",
     "olympiadbench": "scgrpo.tasks.math:olympiadbench",
+    "code": "scgrpo.tasks.code:code",
+    "livecodebench": "scgrpo.tasks.code:livecodebench",
+    "codeforces": "scgrpo.tasks.code:codeforces",
+    "humaneval": "scgrpo.tasks.code:humaneval",
+    "humanevalplus": "scgrpo.tasks.code:humanevalplus",
+    "mbpp": "scgrpo.tasks.code:mbpp",
+    "mbppplus": "scgrpo.tasks.code:mbppplus",
 }
 
 
