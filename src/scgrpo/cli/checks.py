@@ -103,8 +103,9 @@ def _row_problem(row: Row) -> str | None:
 
 
 def shared_problems(train: Sequence[Row], held_out: Sequence[Row]) -> int:
-    """How many problems are in both splits."""
-    return len({row.get("problem_id") for row in train} & {row.get("problem_id") for row in held_out})
+    """How many problems are in both splits; with the same tests, where rows name them (`tests`)."""
+    keys = [{(row.get("problem_id"), str(row.get("tests"))) for row in rows} for rows in (train, held_out)]
+    return len(keys[0] & keys[1])
 
 
 def prompt_text(prompt: Any) -> str:

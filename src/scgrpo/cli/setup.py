@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import random
 import sys
@@ -18,6 +19,7 @@ from scgrpo.errors import ConfigError
 from scgrpo.integrations.trl.presets import method_names, preset
 from scgrpo.tasks import get_task
 from scgrpo.tasks.base import Row, Task
+from scgrpo.tasks.registry import task_factory
 from scgrpo.tiny.base_models import PREFIX, base_model, parse_reference
 
 _TASK_DATA_KEYS = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
@@ -43,9 +45,12 @@ def make_task(parsed: Parsed) -> Task | None:
 def task_options(run: RunArguments) -> dict[str, Any]:
     """What the configured task is made with."""
     options = run.task_settings
-    if run.dataset_name is not None:
-        return {key: getattr(run, key) for key in _TASK_DATA_KEYS} | options
-    return options
+    if run.dataset_name is None or run.task is None:
+        return options
+    # What the task does not know is left out, unless it was set: then the task's error names it.
+    known, unset = inspect.signature(task_factory(run.task)).parameters, RunArguments()
+    given = {key: getattr(run, key) for key in _TASK_DATA_KEYS}
+    return {key: value for key, value in given.items() if key in known or value != getattr(unset, key)} | options
 
 
 def load_problem(parsed: Parsed, task: Task | None) -> Problem:

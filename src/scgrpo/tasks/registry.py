@@ -47,6 +47,13 @@ _FACTORIES: dict[str, str | TaskFactory] = {
     "olympiadbench": "scgrpo.tasks.math:olympiadbench",
     "webshop": "scgrpo.tasks.webshop:WebShopTask",
     "appworld": "scgrpo.tasks.appworld:AppWorldTask",
+    "code": "scgrpo.tasks.code:code",
+    "livecodebench": "scgrpo.tasks.code:livecodebench",
+    "codeforces": "scgrpo.tasks.code:codeforces",
+    "humaneval": "scgrpo.tasks.code:humaneval",
+    "humanevalplus": "scgrpo.tasks.code:humanevalplus",
+    "mbpp": "scgrpo.tasks.code:mbpp",
+    "mbppplus": "scgrpo.tasks.code:mbppplus",
 }
 
 
