@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def python_blocks(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def run_blocks(name: str, blocks: list[str]) -> dict[str, Any]:
@@ -62,8 +62,9 @@ def test_readme_names_every_recipe_and_page() -> None:
 
     for name in recipe_names():
         assert f"`{name}`" in README
+    index = README + (ROOT / "docs/benchmarks.md").read_text()
     for page in DOCS:
-        assert f"docs/{page.name}" in README
+        assert f"{page.parent.name}/{page.name}" in index
 
 
 def test_readme_python_use_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
