@@ -238,7 +238,12 @@ def play(
     for first in range(0, len(rows), at_once):
         part = slice(first, first + at_once)
         with ExitStack() as stack:
-            each = map if task.max_parallel is None else stack.enter_context(ThreadPoolExecutor(at_once)).map
+            each: Callable[..., Iterable[Any]] = map
+            if task.max_parallel is not None:
+                threads = ThreadPoolExecutor(at_once)
+                # Not waiting: after Ctrl-C, a step may still wait for a server that only `task.close()` ends.
+                stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+                each = threads.map
             rollouts = _opened(task, rows[part], prompts[part], chat, stack)
             _play_to_the_end(task, rollouts, new_sampler, max_tokens, each)
             verdicts = list(each(_Rollout.verdict, rollouts))
