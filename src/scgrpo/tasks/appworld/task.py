@@ -43,6 +43,7 @@ class AppWorldTask(EnvironmentTask):
     """
 
     name = "appworld"
+    needs = "scgrpo appworld setup, its data"
     template = "agent"
     success_threshold = 1.0
 

@@ -56,6 +56,7 @@ class WebShopTask(EnvironmentTask):
     """
 
     name = "webshop"
+    needs = "extra webshop, its files (docs/benchmarks/webshop.md)"
     template = "agent"
     success_threshold = 1.0
 
