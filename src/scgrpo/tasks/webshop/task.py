@@ -35,7 +35,8 @@ class WebShopTask(EnvironmentTask):
         num_products: the first so many products only.
         goals: `synthetic`, or `human`: the instructions that people wrote.
         split: which goals are for evaluation, see `split_goals`.
-        train_goals: so many training goals, drawn with `goal_seed`; None: all.
+        train_goals: so many training goals; None: all.
+        goal_seed: which ones these are.
         eval_goals: the first so many evaluation goals; None: all.
         price_seed, shuffle_seed: of the prices and their limits, and of the goals' order.
         observation: `text`, or `text_rich` with marks around what can be clicked.
