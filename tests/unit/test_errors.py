@@ -17,6 +17,7 @@ STDLIB_BASES = {
     "RunError": OSError,
     "MissingExtraError": ImportError,
     "IncompatibleHostError": RuntimeError,
+    "SandboxError": RuntimeError,
 }
 
 

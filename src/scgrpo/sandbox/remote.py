@@ -51,6 +51,10 @@ except BaseException as error:
 """
 
 
+class _TooLargeError(Exception):
+    """The program wrote more than is read of an answer."""
+
+
 class Remote:
     """A `Sandbox` at an address. The style follows from the path's end: `/run_code` or `/execute`.
 
@@ -84,6 +88,8 @@ class Remote:
         try:
             answer = self._post(self._request(program, limits), limits.wall_s + _NETWORK_S)
             result = self._result(answer, limits, time.monotonic() - started)
+        except _TooLargeError as error:
+            return Result(Outcome.OUTPUT, "", "", None, time.monotonic() - started, 0.0, str(error))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return Result(Outcome.ERROR, detail=f"the remote runner: {type(error).__name__}: {error}"[:500])
         return result
@@ -133,7 +139,7 @@ class Remote:
             with error:
                 raise ValueError(f"{error.code} {error.read(300).decode(errors='replace')}") from None
         if len(data) > _LARGEST_ANSWER:
-            raise ValueError("the answer is too large")
+            raise _TooLargeError("the answer is too large")
         answer = json.loads(data)
         if not isinstance(answer, dict):
             raise ValueError("the answer is not an object")

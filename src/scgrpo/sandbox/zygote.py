@@ -108,7 +108,7 @@ class Zygote:
             try:
                 inputs, errors = _order(held, order), _held(held, collecting())
                 reading, writing = (_held(held, end) for end in os.pipe2(os.O_CLOEXEC))
-                values = _Values(reading, limits)
+                values = _Values(reading, limits, len(arguments))
                 total_wall_s = total_wall_s or limits.wall_s * len(arguments)
                 given = [("functions", [inputs, writing, errors])]
                 answer = self._request(given, limits, wall_s=total_wall_s, stream=values)
@@ -190,8 +190,8 @@ class Zygote:
 class _Values:
     """The lines that a run of `call` writes, as they come."""
 
-    def __init__(self, descriptor: int, limits: Limits) -> None:
-        self.descriptor, self.limits = descriptor, limits
+    def __init__(self, descriptor: int, limits: Limits, wanted: int) -> None:
+        self.descriptor, self.limits, self.wanted = descriptor, limits, wanted
         self.deadline = time.monotonic() + limits.wall_s
         self.results: list[CallResult] = []
         self.full = False
@@ -202,7 +202,7 @@ class _Values:
     def feed(self, data: bytes) -> None:
         self._size += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
+        for line in lines[: max(0, self.wanted - len(self.results))]:
             now = time.monotonic()
             self.results.append(_value(line, now - self._since))
             self._since, self.deadline = now, now + self.limits.wall_s
@@ -232,7 +232,7 @@ def _value(line: bytes, wall_s: float) -> CallResult:
         return CallResult(Outcome.EXIT, detail=f"what it returned is not JSON: {error}", wall_s=wall_s)
     if kind == "ok":
         return CallResult(Outcome.OK, value, wall_s=wall_s)
-    return CallResult(Outcome.EXIT, detail=str(value), wall_s=wall_s)
+    return CallResult(Outcome.EXIT, detail=_printable(str(value)), wall_s=wall_s)
 
 
 def _judged(answer: dict[str, Any], report: bytes, secret: str, limits: Limits) -> Judged:
@@ -243,6 +243,8 @@ def _judged(answer: dict[str, Any], report: bytes, secret: str, limits: Limits) 
         genuine = secrets.compare_digest(said["secret"], secret)
     except (ValueError, TypeError, KeyError):
         genuine = False
+    if genuine:
+        said["detail"] = _printable(said["detail"])
     if genuine and said["passed"] is None:
         return Judged(None, Outcome.ERROR, said["detail"])
     if genuine and said["passed"]:
@@ -268,6 +270,11 @@ def _outcome(answer: dict[str, Any], ending: Sequence[float], limits: Limits, fu
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         return Outcome.KILLED, f"killed by {name}"
     return (Outcome.EXIT if code else Outcome.OK), ""
+
+
+def _printable(text: str) -> str:
+    """A candidate's words, without what cannot be encoded."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _held(stack: ExitStack, descriptor: int) -> int:

@@ -24,8 +24,6 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "bool": bool,
     "str": str,
     "repr": repr,
-    "int": int,
-    "float": float,
 }
 
 
@@ -92,7 +90,9 @@ class _Candidate:
             self.objects.append(value)
         return ["object", number]
 
-    def find(self, tag: str, number: int) -> Any:
+    def find(self, tag: str, number: Any) -> Any:
+        if tag == "type":
+            return wire.builtin_type(number)
         return self.objects[number] if tag == "object" else _TestFunction(self, number)
 
 

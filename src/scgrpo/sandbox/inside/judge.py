@@ -43,6 +43,10 @@ def run(order: dict[str, Any], report: int, channel: int) -> int:
 
 
 def _verdict(order: dict[str, Any], peer: _Judge) -> tuple[bool | None, str]:
+    try:  # apart from running them: a SyntaxError may be the candidate's
+        code = compile(order["tests"], "tests.py", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return None, f"the tests do not compile: {describe(error)}"
     try:
         hello = peer.receive()
         if hello[0] != "ready":
@@ -50,13 +54,11 @@ def _verdict(order: dict[str, Any], peer: _Judge) -> tuple[bool | None, str]:
         program.start("tests", "")
         random.seed()  # not that of programs: a candidate must not foresee what random tests ask
         names = _Names(peer, frozenset(order["entry_points"]))
-        exec(compile(order["tests"], "tests.py", "exec"), names)
+        exec(code, names)
     except _Unsuited as error:
-        return None, str(error)
+        return peer.trouble or (None, str(error))
     except _Gone as error:
         return False, str(error)
-    except SyntaxError as error:
-        return None, f"the tests do not compile: {describe(error)}"
     except BaseException as error:  # noqa: BLE001 (a test that fails, in whatever way)
         return False, _place(error, order["tests"]) + describe(error)
     return True, ""
@@ -99,9 +101,12 @@ class _Judge:
         self.functions: list[Callable[..., Any]] = []
         self.trouble: tuple[bool | None, str] | None = None
         self.gone = False
+        self.questions = 0  # asked so far, apart from those for the items of an object
+        self.named: set[type] = set()  # Python's types that the candidate has sent
 
     def ask(self, operation: str, target: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Have the candidate do something; its value or its exception."""
+        self.questions += operation not in ("iter", "next")
         given = [self.encode(item) for item in args]
         named = {name: self.encode(item) for name, item in kwargs.items()}
         destination = target if operation == "name" else self.encode(target)
@@ -118,6 +123,8 @@ class _Judge:
                         self._refresh([*args, *kwargs.values()], answer[2])
                     return value
                 error = _exception(*answer[1:])
+                if isinstance(error, StopIteration) and operation != "next":
+                    error = RuntimeError("StopIteration")  # it would end the tests' own loops
             except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, RecursionError) as problem:
                 raise self._fail(f"the candidate's answer makes no sense: {describe(problem)}") from None
             raise error
@@ -169,10 +176,15 @@ class _Judge:
             self.functions.append(value)
             return ["function", len(self.functions) - 1]
         detail = f"the tests give the candidate a {type(value).__name__}, which cannot be sent to another process"
-        self.trouble = (None, detail)
+        # One made by a type that the candidate has passed off as its own is no fault of the tests.
+        self.trouble = (False if type(value) in self.named else None, detail)
         raise _Unsuited(detail)
 
-    def _find(self, tag: str, number: int) -> Any:
+    def _find(self, tag: str, number: Any) -> Any:
+        if tag == "type":
+            kind = wire.builtin_type(number)
+            self.named.add(kind)
+            return kind
         if type(number) is not int or number < 0:
             raise ValueError(f"no object {number!r}")
         if tag == "function":
@@ -196,15 +208,21 @@ def _exception(bases: list[str], message: str, full: str) -> Exception:
 
 
 class Handle:
-    """An object of the candidate's. Equal to itself only; see the module for what it can be asked."""
+    """An object of the candidate's. Equal to itself only; see the module for what it can be asked.
 
-    __slots__ = ("_number", "_peer")
+    It is no number: tests that compute with one twice must not get two. What it iterates over stays the same while
+    nothing else is asked.
+    """
+
+    __slots__ = ("_number", "_over", "_peer", "_seen")
     _number: int
     _peer: _Judge
+    _seen: tuple[int, list[Any]]  # when it was iterated over, and what came so far
+    _over: bool  # an iterator that has come to its end
 
     def __init__(self, peer: _Judge, number: int) -> None:
-        object.__setattr__(self, "_peer", peer)
-        object.__setattr__(self, "_number", number)
+        for name, value in (("_peer", peer), ("_number", number), ("_seen", (0, [])), ("_over", False)):
+            object.__setattr__(self, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._peer.ask("call", self, *args, **kwargs)
@@ -225,15 +243,29 @@ class Handle:
 
     def __iter__(self) -> Iterator[Any]:
         iterator = self._peer.ask("iter", self)
-        while True:
-            try:
-                item = self._peer.ask("next", iterator)
-            except StopIteration:
-                return
-            yield item
+        if not isinstance(iterator, Handle):
+            raise TypeError("what it iterates over is not an iterator")
+        if iterator is self:
+            yield from _following(self)
+            return
+        if self._seen[0] != self._peer.questions:
+            object.__setattr__(self, "_seen", (self._peer.questions, []))
+        items, place = self._seen[1], 0
+        for item in _following(iterator):
+            if place == len(items):
+                items.append(item)
+            yield items[place]
+            place += 1
+        yield from items[place:]
 
     def __next__(self) -> Any:
-        return self._peer.ask("next", self)
+        if self._over:
+            raise StopIteration
+        try:
+            return self._peer.ask("next", self)
+        except StopIteration:
+            object.__setattr__(self, "_over", True)
+            raise
 
     def __len__(self) -> int:
         return self._of_type(int, "len")
@@ -247,14 +279,18 @@ class Handle:
     def __repr__(self) -> str:
         return self._of_type(str, "repr")
 
-    def __int__(self) -> int:
-        return self._of_type(int, "int")
-
-    def __float__(self) -> float:
-        return self._of_type(float, "float")
-
     def _of_type(self, kind: type, operation: str) -> Any:
         value = self._peer.ask(operation, self)
         if type(value) is not kind:
             raise TypeError(f"{operation} gave a {type(value).__name__}")
         return value
+
+
+def _following(iterator: Handle) -> Iterator[Any]:
+    """What an iterator has left."""
+    while True:
+        try:
+            item = iterator.__next__()
+        except StopIteration:
+            return
+        yield item

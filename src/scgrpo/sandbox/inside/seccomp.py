@@ -19,6 +19,9 @@ _CLONE_THREAD = 0x00010000
 _NEW_NAMESPACES = 0x7E020000 | 0x00000080  # CLONE_NEW*, CLONE_NEWTIME included
 _PRCTL = (15, 16, 0x53564D41)  # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA
 _IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX
+# F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL F_DUPFD_CLOEXEC F_GETPIPE_SZ F_GET_SEALS. Others reach other processes:
+# F_SETOWN sends them signals, leases and locks stop them, hints stay on files.
+_FCNTL = (0, 1, 2, 3, 4, 1030, 1032, 1034)
 
 _OPEN_FLAGS_AT = {"openat": 2, "open": 1}  # which argument
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -60,6 +63,7 @@ def build(architecture: Architecture, pid: int, files: Files = "any") -> list[In
     program += _when(checked["clone3"], [_give(FAIL | errno.ENOSYS)])
     program += _when(checked["prlimit64"], _if_argument(0, [0]))
     program += _when(checked["prctl"], _if_argument(0, _PRCTL))
+    program += _when(checked["fcntl"], _if_argument(1, _FCNTL))
     program += _when(checked["ioctl"], _if_argument(1, _IOCTL, errno.ENOTTY))
     for name in ("kill", "tgkill"):
         program += _when(checked[name], _if_argument(0, [pid]))

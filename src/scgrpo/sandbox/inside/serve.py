@@ -33,6 +33,7 @@ ROLES: dict[str, Callable[..., int]] = {
 }
 _LARGEST_REQUEST, _MOST_DESCRIPTORS = 1 << 16, 16
 _PATIENCE_S = 0.5
+_FORK_TRIES, _FORK_PAUSE_S = 100, 0.05
 _LIBRARY_AT = 60  # highest numbers a run may have: out of the way of programs that count descriptors
 
 
@@ -160,7 +161,7 @@ class _Worker:
         return process not in ready, False
 
     def _fork(self, role: str, mine: list[int], request: dict[str, Any], folder: str | None, complaint: int) -> int:
-        pid = os.fork()
+        pid = _forked()
         if pid:
             return pid
         code = 1
@@ -175,6 +176,10 @@ class _Worker:
                         file.write(text)
                 os.chmod(folder, 0o555)
             os.chdir(folder or "/")
+            # Of its own: whatever is written there, or set on it, must not reach the next run or the other process.
+            null = os.open(os.devnull, os.O_RDWR)
+            for standard in (0, 1, 2):
+                os.dup2(null, standard)
             rules = [] if self.cage.rules is None else [self.cage.rules]
             _close_except([*mine[1:], *self.kept, *rules, complaint])
             self.cage.enter(allowance, folder)
@@ -197,6 +202,16 @@ class _Worker:
 
     def remove_folders(self) -> None:
         shutil.rmtree(self.folders, ignore_errors=True)
+
+
+def _forked() -> int:
+    """`os.fork`, again for a while where processes or threads of others have used up what the user may have."""
+    for _ in range(_FORK_TRIES):
+        try:
+            return os.fork()
+        except BlockingIOError:
+            time.sleep(_FORK_PAUSE_S)
+    return os.fork()
 
 
 def _kill_and_wait(pids: Sequence[int], patience_s: float = 0.0) -> list[list[float]]:

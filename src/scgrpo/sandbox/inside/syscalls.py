@@ -13,7 +13,7 @@ _X86_64 = {
     "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
     "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "pipe": 22, "select": 23,
     "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32, "dup2": 33, "nanosleep": 35, "getitimer": 36,
-    "alarm": 37, "setitimer": 38, "getpid": 39, "exit": 60, "uname": 63, "fcntl": 72, "getcwd": 79, "readlink": 89,
+    "alarm": 37, "setitimer": 38, "getpid": 39, "exit": 60, "uname": 63, "getcwd": 79, "readlink": 89,
     "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "times": 100, "getuid": 102,
     "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "getpgrp": 111, "getgroups": 115, "getresuid": 118,
     "getresgid": 120, "getpgid": 121, "getsid": 124, "rt_sigpending": 127, "rt_sigtimedwait": 128, "sigaltstack": 131,
@@ -26,12 +26,12 @@ _X86_64 = {
     "statx": 332, "rseq": 334, "faccessat2": 439,
 }  # fmt: skip
 _X86_64_CHECKED = {
-    "ioctl": 16, "clone": 56, "kill": 62, "prctl": 157, "tgkill": 234, "prlimit64": 302, "clone3": 435,
+    "ioctl": 16, "fcntl": 72, "clone": 56, "kill": 62, "prctl": 157, "tgkill": 234, "prlimit64": 302, "clone3": 435,
 }  # fmt: skip
 
 _AARCH64 = {
     "getcwd": 17, "eventfd2": 19, "epoll_create1": 20, "epoll_ctl": 21, "epoll_pwait": 22, "dup": 23, "dup3": 24,
-    "fcntl": 25, "faccessat": 48, "openat": 56, "close": 57, "pipe2": 59, "getdents64": 61, "lseek": 62, "read": 63,
+    "faccessat": 48, "openat": 56, "close": 57, "pipe2": 59, "getdents64": 61, "lseek": 62, "read": 63,
     "write": 64, "readv": 65, "writev": 66, "pread64": 67, "pwrite64": 68, "pselect6": 72, "ppoll": 73,
     "readlinkat": 78, "newfstatat": 79, "fstat": 80, "exit": 93, "exit_group": 94, "set_tid_address": 96, "futex": 98,
     "set_robust_list": 99, "get_robust_list": 100, "nanosleep": 101, "getitimer": 102, "setitimer": 103,
@@ -45,7 +45,7 @@ _AARCH64 = {
     "membarrier": 283, "statx": 291, "rseq": 293, "faccessat2": 439,
 }  # fmt: skip
 _AARCH64_CHECKED = {
-    "ioctl": 29, "kill": 129, "tgkill": 131, "prctl": 167, "clone": 220, "prlimit64": 261, "clone3": 435,
+    "fcntl": 25, "ioctl": 29, "kill": 129, "tgkill": 131, "prctl": 167, "clone": 220, "prlimit64": 261, "clone3": 435,
 }  # fmt: skip
 
 

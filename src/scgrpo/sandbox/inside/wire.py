@@ -29,6 +29,15 @@ _TYPES = {
 _TYPE_NAMES = {value: name for name, value in _TYPES.items()}
 
 
+def builtin_type(name: Any) -> type:
+    """Python's own type of that name, one of those that travel as their name.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    return _TYPES[name]
+
+
 def exception_type(name: Any) -> type[Exception] | None:
     """Python's exception of that name."""
     kind = _TYPES.get(name) if isinstance(name, str) else None
@@ -40,7 +49,7 @@ class ChannelError(Exception):
 
 
 Keep = Callable[[Any], list[Any]]  # an object that stays -> the tag it travels as
-Find = Callable[[str, int], Any]  # such a tag -> the object, or what stands for it
+Find = Callable[[str, Any], Any]  # such a tag, or that of a type -> the object, or what stands for it
 
 
 def encode(value: Any, keep: Keep) -> Any:
@@ -126,7 +135,6 @@ _ENCODERS: tuple[tuple[type, str, Callable[[Any, Walk], list[Any]]], ...] = (
 )  # fmt: skip
 _DECODERS: dict[str, Callable[[list[Any], Walk], Any]] = {
     "int": lambda rest, _: int(rest[0], 16),
-    "type": lambda rest, _: _TYPES[rest[0]],
     "float": lambda rest, _: float(rest[0]),
     "str": lambda rest, _: _text(rest[0]),
     "list": lambda rest, walk: [walk(item) for item in rest],

@@ -10,8 +10,6 @@ What is expected never enters the process that runs the program; outputs and val
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +17,7 @@ from scgrpo.sandbox import Limits, Outcome, Program, Result, Sandbox
 from scgrpo.tasks.base import Verdict
 from scgrpo.tasks.code.compare import COMPARISONS
 from scgrpo.tasks.code.extract import with_preamble
-from scgrpo.tasks.code.suite import AssertCase, CallCase, Case, StdinCase, Suite
+from scgrpo.tasks.code.suite import AssertCase, CallCase, StdinCase, Suite
 
 Reward = Literal["all", "fraction"]
 
@@ -28,9 +26,6 @@ _WALL_PER_CPU = 10.0
 _OUTPUT_BYTES = 4_000_000
 _CHECKER_LIMITS = Limits(wall_s=100.0, cpu_s=10.0, memory_mb=1024)
 _CHECKER_FILES = ("input.txt", "correct_output.txt", "solution_output.txt")
-# Calls made by one process, once the first call alone has shown itself quick.
-_CALLS_PER_PROCESS = 16
-_QUICK_S = 0.5
 
 # For programs that write a file: nothing can be written in the sandbox, so the file is standard output, and what is
 # printed goes nowhere.
@@ -135,6 +130,8 @@ class Grader:
         return _Tested(passed, "" if passed else detail, result.wall_s)
 
     def _checked(self, checker: str, given: str, expected: str, output: str) -> tuple[bool, str]:
+        if "\ufffd" in output:  # written out it would be three times as large, in a file that the sandbox must hold
+            return False, "the output is not UTF-8 text"
         says, problem = self._ask(checker, given, expected, output)
         if says is None:
             # Its fault or the output's? A checker that works accepts the reference output.
@@ -155,42 +152,26 @@ class Grader:
         return "".join(result.stdout.split()) in ("1", "100"), ""
 
     def _calls(self, source: str, suite: Suite) -> list[_Tested]:
-        """One process per call, or for several once calls are known to be quick. What does not pass among several
-        is called again alone, so that no test suffers from what an earlier one left behind."""
-        cases, left_s, tested, together = suite.cases, self._total_time_s, list[_Tested](), 1
-        while len(tested) < len(cases):
-            if left_s <= 0:
-                tested.append(_LATE)
-                continue
-            chunk = cases[len(tested) : len(tested) + together]
-            results = self._call(source, chunk, suite, left_s)
-            left_s -= sum(t.seconds for t in results)
-            passed = [t for t in results if t.passed]
-            if together > 1 and len(passed) < len(chunk):
-                tested += results[: next(i for i, t in enumerate([*results, _LATE]) if not t.passed)]
-                together = 1
-                continue
-            tested += results
+        """Each call in a process of its own: no test suffers from what an earlier one left behind, and no program has
+        a second try at a call that went wrong."""
+        left_s, tested = self._total_time_s, []
+        for case in suite.cases:
+            assert isinstance(case, CallCase)
+            tested.append(self._call(source, case, suite, left_s) if left_s > 0 else _LATE)
+            left_s -= tested[-1].seconds
             if self._reward == "all" and not tested[-1].passed:
                 break
-            together = _CALLS_PER_PROCESS if passed and results[-1].seconds < _QUICK_S else 1
         return tested
 
-    def _call(self, source: str, cases: Sequence[Case], suite: Suite, left_s: float) -> list[_Tested]:
-        alone = self._limits(suite, left_s)
-        limits = alone if len(cases) == 1 else dataclasses.replace(alone, cpu_s=None)
-        calls = [list(case.arguments) for case in cases if isinstance(case, CallCase)]
-        results = self._sandbox.call(source, suite.entry_point, calls, limits, total_wall_s=left_s)
-        tested = []
-        for case, result in zip(cases, results, strict=False):
-            assert isinstance(case, CallCase)
-            if result.outcome is Outcome.ERROR:
-                raise UngradedError(result.detail)
-            ended = result.outcome is Outcome.OK
-            passed = ended and result.value == case.expected
-            detail = "" if passed else "wrong value" if ended else f"{result.outcome}: {result.detail}"
-            tested.append(_Tested(passed, detail, result.wall_s))
-        return tested
+    def _call(self, source: str, case: CallCase, suite: Suite, left_s: float) -> _Tested:
+        limits = self._limits(suite, left_s)
+        (result,) = self._sandbox.call(source, suite.entry_point, [list(case.arguments)], limits)
+        if result.outcome is Outcome.ERROR:
+            raise UngradedError(result.detail)
+        ended = result.outcome is Outcome.OK
+        passed = ended and result.value == case.expected
+        detail = "" if passed else "wrong value" if ended else f"{result.outcome}: {result.detail}"
+        return _Tested(passed, detail, result.wall_s)
 
     def _asserts(self, source: str, suite: Suite) -> list[_Tested]:
         sources = [case.source for case in suite.cases if isinstance(case, AssertCase)]
