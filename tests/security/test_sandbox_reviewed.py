@@ -35,7 +35,8 @@ WRONG = {
         "x = root([3, 1])\nimport math\nassert abs(math.pow(x, 0) * 3 + math.pow(x, 1)) < 1e-4",
     ),
     "items that change": (
-        "class R:\n    n = 0\n    def __iter__(s):\n        R.n += 1\n        return iter([2, 4] if R.n == 1 else [9])\n"
+        "class R:\n    n = 0\n    def __iter__(s):\n        R.n += 1\n"
+        "        return iter([2, 4] if R.n == 1 else [9])\n"
         "def f(): return R()",
         "r = f()\nassert all(v % 2 == 0 for v in r) and sum(r) == 9",
     ),
