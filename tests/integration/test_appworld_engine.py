@@ -146,7 +146,7 @@ def test_code_that_cannot_be_stopped_costs_its_own_rollout(
     row = task.rows("train")[0]
     other, stubborn = task.environment(row), task.environment(row)
     other.step(action_of("x = 1"))
-    forever = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
+    forever = "sum(range(10**13))"  # in C, where no signal is looked at
     assert stubborn.step(action_of(forever)).done
     assert stubborn.verdict().status is Status.TIMEOUT
     assert stubborn.verdict().detail.startswith(f"{row['task_id']}: ")
