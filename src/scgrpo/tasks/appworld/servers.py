@@ -33,7 +33,7 @@ class ServerPool:
 
     Args:
         places: AppWorld's virtual environment and data.
-        num_servers: worlds that exist at the same time. Each takes about 300 MB.
+        num_servers: worlds that exist at the same time. Each takes about 250 MB.
         confine, memory_mb: see `ServerSettings`.
 
     Raises:
