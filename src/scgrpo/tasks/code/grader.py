@@ -10,8 +10,10 @@ What is expected never enters the process that runs the program; outputs and val
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from scgrpo.sandbox import Limits, Outcome, Program, Result, Sandbox
 from scgrpo.tasks.base import Verdict
@@ -87,12 +89,12 @@ class Grader:
 
     def _test(self, code: str, suite: Suite) -> list[_Tested]:
         if isinstance(suite.cases[0], CallCase):
-            return self._calls(with_preamble(suite.preamble, code), suite)
+            return self._in_turn(suite, partial(self._call, with_preamble(suite.preamble, code), suite))
         if isinstance(suite.cases[0], AssertCase):
             return self._asserts(with_preamble(suite.preamble, code), suite)
         files = FILES_PREAMBLE if suite.files else ""
         source = with_preamble("\n".join(part for part in (files, suite.preamble) if part), code)
-        return self._stdins(source, suite)
+        return self._in_turn(suite, partial(self._stdin, source, suite))
 
     def _limits(self, suite: Suite, left_s: float, output_bytes: int = _OUTPUT_BYTES) -> Limits:
         return Limits(
@@ -102,17 +104,17 @@ class Grader:
             output_bytes=output_bytes,
         )
 
-    def _stdins(self, source: str, suite: Suite) -> list[_Tested]:
-        left_s, tested = self._total_time_s, []
+    def _in_turn(self, suite: Suite, test: Callable[[Any, float], _Tested]) -> list[_Tested]:
+        """`test` on one case after the other, with the seconds that are left."""
+        left_s, tested = self._total_time_s, list[_Tested]()
         for case in suite.cases:
-            assert isinstance(case, StdinCase)
-            tested.append(self._stdin(source, case, suite, left_s) if left_s > 0 else _LATE)
+            tested.append(test(case, left_s) if left_s > 0 else _LATE)
             left_s -= tested[-1].seconds
             if self._reward == "all" and not tested[-1].passed:
                 break
         return tested
 
-    def _stdin(self, source: str, case: StdinCase, suite: Suite, left_s: float) -> _Tested:
+    def _stdin(self, source: str, suite: Suite, case: StdinCase, left_s: float) -> _Tested:
         given = _unix_lines(case.input) if suite.checker or suite.files else case.input
         program = Program(
             source, stdin="" if suite.files else given, files={"input.txt": given} if suite.files else {}
@@ -151,19 +153,9 @@ class Grader:
             return None, _reason(result)
         return "".join(result.stdout.split()) in ("1", "100"), ""
 
-    def _calls(self, source: str, suite: Suite) -> list[_Tested]:
-        """Each call in a process of its own: no test suffers from what an earlier one left behind, and no program has
-        a second try at a call that went wrong."""
-        left_s, tested = self._total_time_s, []
-        for case in suite.cases:
-            assert isinstance(case, CallCase)
-            tested.append(self._call(source, case, suite, left_s) if left_s > 0 else _LATE)
-            left_s -= tested[-1].seconds
-            if self._reward == "all" and not tested[-1].passed:
-                break
-        return tested
-
-    def _call(self, source: str, case: CallCase, suite: Suite, left_s: float) -> _Tested:
+    def _call(self, source: str, suite: Suite, case: CallCase, left_s: float) -> _Tested:
+        """In a process of its own: no test suffers from what an earlier one left behind, and no program has a second
+        try at a call that went wrong."""
         limits = self._limits(suite, left_s)
         (result,) = self._sandbox.call(source, suite.entry_point, [list(case.arguments)], limits)
         if result.outcome is Outcome.ERROR:

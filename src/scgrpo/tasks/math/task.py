@@ -8,10 +8,8 @@ line as text alone. A comparison that takes too long or crashes is no verdict, n
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import logging
-import math
 import random
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ from typing import Any, Literal
 
 from scgrpo.errors import ConfigError, MissingExtraError, ShapeError
 from scgrpo.tasks.base import Canned, Row, Split, Task, Verdict
+from scgrpo.tasks.data import train_eval_split
 from scgrpo.tasks.math.answers import FinalAnswer, final_answer, text_score
 from scgrpo.tasks.math.dapo import dapo_score
 from scgrpo.tasks.math.rows import BadRows, Problems, PromptStyle, Source, make_row, read_problems
@@ -207,11 +206,10 @@ class MathTask(Task):
     def _splits(self) -> dict[Split, list[Row]]:
         if self._own_eval and not self._eval[0].has_split():
             rows = self._read(self._train).rows
-            held_out = _held_out(rows, self._eval_fraction, self._split_seed)
-            return {
-                "train": [row for row in rows if row["problem_id"] not in held_out],
-                "eval": [row for row in rows if row["problem_id"] in held_out],
-            }
+            if self._eval_fraction == 1:
+                return {"train": [], "eval": rows}
+            kept, held_out = train_eval_split(rows, self._eval_fraction, self._split_seed)
+            return {"train": kept, "eval": held_out}
         evaluation: dict[str, Row] = {}
         spellings: set[str] = set()
         for source in self._eval:
@@ -257,11 +255,3 @@ def _dapo_verdict(completion: str, gold: str) -> Verdict:
 
 
 _NO_REFERENCE = Verdict.error("the row has no reference answer")
-
-
-def _held_out(rows: Sequence[Row], fraction: float, seed: int) -> set[str]:
-    """Ids of the problems that come first when ordered by a seeded hash, whatever the order of the file; not all of
-    them, unless the fraction is 1."""
-    ids = sorted((hashlib.sha256(f"{seed}:{row['problem_id']}".encode()).digest(), row["problem_id"]) for row in rows)
-    wanted = len(ids) if fraction == 1 else min(math.ceil(fraction * len(ids)), len(ids) - 1)
-    return {problem_id for _, problem_id in ids[:wanted]}
