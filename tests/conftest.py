@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["scgrpo.credit", "scgrpo.divergence", "scgrpo.teacher"], "beartype.beartype")
 
+import signal
 import string
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A shell starts background jobs with SIGINT ignored, and their children would inherit that: nothing could be
+# interrupted in the tests of Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = [*string.ascii_lowercase, *(str(n) for n in range(10)), "verified", "attempt", "solve"]
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<system>", "<user>", "<assistant>"]
