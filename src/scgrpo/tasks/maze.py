@@ -103,7 +103,10 @@ class Maze:
 
 
 class MazeTask(EnvironmentTask, ProceduralTask):
-    """4000 mazes whose shortest ways take five to eight moves. Columns: `start`, `key`, `goal`, `lava` (cells)."""
+    """Fetch a key and bring it to the goal: 4000 mazes whose shortest ways take five to eight moves.
+
+    Columns: `start`, `key`, `goal`, `lava` (cells).
+    """
 
     name = "maze"
     # The last two are what a transcript says in a demonstration.

@@ -22,7 +22,9 @@ from scgrpo.tasks.environment import EnvironmentTask, Prompting
 
 
 class AppWorldTask(EnvironmentTask):
-    """Columns: `problem_id` and `task_id` (both the benchmark's id), `prompt`.
+    """Everyday requests, carried out by code over the APIs of nine simulated apps.
+
+    Columns: `problem_id` and `task_id` (both the benchmark's id), `prompt`.
 
     Args:
         root: folder with AppWorld's virtual environment and data (`scgrpo appworld setup`); None: the default one.

@@ -82,7 +82,7 @@ class CodeTask(Task):
 
     template = "code"
     success_threshold = 1.0
-    needs = "a sandbox (Linux: scgrpo sandbox check)"
+    needs = "a sandbox"
 
     def __init__(
         self,

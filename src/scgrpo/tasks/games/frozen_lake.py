@@ -157,8 +157,9 @@ def board(tiles: Sequence[Sequence[str]]) -> str:
 
 
 class FrozenLakeTask(TextGame, ProceduralTask):
-    """Maps of gymnasium's generator, each once. Columns: `map` (its lines), `slippery`, `seed` (of the slips),
-    `max_turns`.
+    """Walk over ice to the goal, on maps of gymnasium's generator, each once.
+
+    Columns: `map` (its lines), `slippery`, `seed` (of the slips), `max_turns`.
 
     Args:
         form: "tagged" and "plain" (`Form`) for chat models, "words" for the small models of the testbed, which know a

@@ -78,7 +78,9 @@ class GuessNumber:
 
 
 class GuessNumberTask(TextGame, ProceduralTask):
-    """Ranges and numbers drawn from a seed. Columns: `low`, `high`, `secret`, `max_turns`. The secret is in the row,
+    """Find a number by guesses that are answered with higher or lower.
+
+    Ranges and numbers are drawn from a seed. Columns: `low`, `high`, `secret`, `max_turns`. The secret is in the row,
     not in the prompt; no range is in both splits.
 
     Args:

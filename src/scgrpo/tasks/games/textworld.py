@@ -110,7 +110,9 @@ class TextAdventure:
 
 
 class TextWorldTask(TextGame):
-    """Generated games. Columns: `seed`, `max_turns`.
+    """Text adventures, generated, with a way that wins.
+
+    Columns: `seed`, `max_turns`.
 
     Args:
         num_rooms, num_objects, quest_length: of the worlds, and commands that a quest takes at least.
