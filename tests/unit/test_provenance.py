@@ -38,16 +38,16 @@ def test_provenance_holds_no_secret(run: RunDirectory, monkeypatch: pytest.Monke
         "train",
         "--hub_token",
         secret,
-        "--api-key=abc",
+        "--api-key=not-to-be-seen",
         "--note",
         f"see {secret}",
         "--eos_token",
         "<e>",
     ]
     run.write_provenance(command, {"seed": 1})
-    run.write_config({"train": {"hub_token": "plain", "eos_token": "<e>"}, "model": {"name": "https://me:pw@host/x"}})
+    run.write_config({"train": {"hub_token": "plain-token", "eos_token": "<e>"}, "model": {"name": "https://me:pw@host/x"}})
     text = (run.path / "provenance.json").read_text() + (run.path / "config.resolved.json").read_text()
-    for hidden in (secret, "environment-value-1234", "abc", "plain", "me:pw"):
+    for hidden in (secret, "environment-value-1234", "not-to-be-seen", "plain-token", "me:pw"):
         assert hidden not in text
     assert run.config()["train"] == {"hub_token": "<hidden>", "eos_token": "<e>"}
     assert run.config()["model"]["name"] == "https://<hidden>@host/x"
