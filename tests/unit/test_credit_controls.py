@@ -26,7 +26,7 @@ from scgrpo.credit import (
 from scgrpo.credit.routing import similarity
 from scgrpo.credit.weighting import annealed
 from scgrpo.errors import ConfigError
-from scgrpo.integrations.trl.past import PastSolutions
+from scgrpo.integrations.past import PastSolutions
 
 GROUPS = make_groups("SSFF FFF", [3, 2, 3, 1, 2, 2, 3])
 SHIFTS = torch.arange(21, dtype=torch.float64).view(7, 3) / 10

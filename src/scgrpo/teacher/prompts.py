@@ -127,6 +127,15 @@ class Demonstration:
     thinking_dropped: bool
 
 
+def demonstration_counts(shown: Sequence[Demonstration]) -> dict[str, int]:
+    """How many of the demonstrations shown were cut, lost a `<think>` part, or are empty."""
+    return {
+        "demonstration_truncated": sum(d.truncated for d in shown),
+        "thinking_dropped": sum(d.thinking_dropped for d in shown),
+        "demonstration_empty": sum(not d.text for d in shown),
+    }
+
+
 @dataclass(frozen=True)
 class DemonstrationFormatter:
     """Turns completions into demonstrations.

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from scgrpo.integrations.trl.batch import Rollouts
+from scgrpo.integrations.rollouts import Rollouts
 from scgrpo.teacher.models import backbone
 
 Side = Literal["student", "teacher"]

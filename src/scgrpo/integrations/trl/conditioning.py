@@ -13,7 +13,7 @@ from torch import Tensor
 from scgrpo.credit import NONE, Evidence, Plan
 from scgrpo.credit.weighting import linear_quantile
 from scgrpo.errors import ConfigError
-from scgrpo.integrations.trl.batch import Rollouts
+from scgrpo.integrations.rollouts import Rollouts
 from scgrpo.tasks.environment import EPISODE, Episode
 from scgrpo.teacher.hidden import rerun_hidden
 from scgrpo.teacher.models import evaluation_mode

@@ -34,7 +34,7 @@ from scgrpo.credit import NONE, Groups, Plan, choose_demonstrations
 from scgrpo.credit.routing import partial_route, sibling_plan
 from scgrpo.divergence import Distillation
 from scgrpo.errors import DataError
-from scgrpo.integrations.trl.batch import Rollouts
+from scgrpo.integrations.rollouts import Rollouts
 from scgrpo.integrations.trl.compat import Kernel
 from scgrpo.integrations.trl.conditioning import Conditioner, LocalRollouts
 from scgrpo.integrations.trl.evidence import everywhere

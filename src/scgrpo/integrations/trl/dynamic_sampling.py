@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scgrpo.errors import IncompatibleHostError
-from scgrpo.integrations.trl.batch import Rollouts
+from scgrpo.integrations.rollouts import Rollouts
 
 Batch = dict[str, Any]
 # Dataset rows of this process -> its part of a scored generation batch.

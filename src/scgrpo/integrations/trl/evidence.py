@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, gather_object
 from scgrpo.credit import NONE, Evidence, Plan
 from scgrpo.integrations.trl.batch import share_evidence
 from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts
-from scgrpo.teacher.prompts import Demonstration
+from scgrpo.teacher.prompts import Demonstration, demonstration_counts
 
 
 @dataclass
@@ -71,14 +71,10 @@ class EvidenceOfAll:
 
     def demonstration_shares(self, shown: Sequence[Demonstration]) -> dict[str, float]:
         """Shares of the demonstrations shown (one per pair that has one) by all processes."""
-        counts = {
-            "demonstration_truncated_frac": sum(d.truncated for d in shown),
-            "thinking_dropped_frac": sum(d.thinking_dropped for d in shown),
-            "demonstration_empty_frac": sum(not d.text for d in shown),
-        }
+        counts = demonstration_counts(shown)
         local = torch.tensor([*counts.values(), len(shown)], dtype=torch.float32, device=self.accelerator.device)
         *totals, number = self.accelerator.reduce(local, reduction="sum").tolist()
-        return {name: total / max(1, number) for name, total in zip(counts, totals, strict=True)}
+        return {f"{name}_frac": total / max(1, number) for name, total in zip(counts, totals, strict=True)}
 
     def agreed_forwards(self, mine: int) -> int | None:
         """Processes that share sharded weights must run the same number of forwards, or they wait for ever."""

@@ -32,8 +32,10 @@ from scgrpo.credit import Credit, CreditMethod
 from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.errors import ConfigError, IncompatibleHostError
+from scgrpo.integrations.past import PastSolutions
+from scgrpo.integrations.rollouts import Rollouts, ScoredBatch
 from scgrpo.integrations.trl import compat, gspo, overlong, per_step, setup
-from scgrpo.integrations.trl.batch import Rollouts, ScoredBatch, Uncredited, gather_groups
+from scgrpo.integrations.trl.batch import Uncredited, gather_groups
 from scgrpo.integrations.trl.callbacks import StepTimes, TeacherUpdate
 from scgrpo.integrations.trl.checkpoint import load_state, save_state
 from scgrpo.integrations.trl.compute import ComputeMeter
@@ -49,7 +51,6 @@ from scgrpo.integrations.trl.in_loss import (
     pending_advantages,
     sampled_order,
 )
-from scgrpo.integrations.trl.past import PastSolutions
 from scgrpo.integrations.trl.rewards import exclude_ungraded, first_errors
 from scgrpo.integrations.trl.token_rewards import loss_without_kl, reference_penalty
 from scgrpo.teacher.models import backbone, has_dropout
