@@ -160,7 +160,9 @@ def _config_problems(config: Any, settings: VerlSettings) -> Iterator[str]:
 def _engine_problems(config: Any) -> Iterator[str]:
     strategy = str(_at(config, "actor_rollout_ref.actor.strategy", "fsdp"))
     if strategy not in STRATEGIES:
-        why = "needs a vocabulary-parallel pass in its pipeline" if strategy == "megatron" else "has not been verified"
+        why = (
+            "needs a vocabulary-parallel pass in its pipeline" if strategy == "megatron" else "has not been verified"
+        )
         yield (
             f"actor.strategy={strategy} {why} (docs/clusters.md): set actor_rollout_ref.actor.strategy=fsdp2 and "
             "actor_rollout_ref.actor.fsdp_config.strategy=fsdp2."
