@@ -19,9 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from scgrpo.credit import Evidence
 from scgrpo.divergence import OutputHead, merge_vocab_shards, vocabulary_sums
-from scgrpo.integrations.trl.compat import through_wrapper
 from scgrpo.teacher.hidden import CompletionStates, Sharing
-from scgrpo.teacher.models import backbone, output_head
+from scgrpo.teacher.models import backbone, output_head, through_wrapper
 from scgrpo.teacher.scoring import ConditionedPass, Pairs
 
 # First word of each of two shards, and the size of the vocabulary.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -71,10 +73,15 @@ def output_head(model: nn.Module, temperature: float) -> OutputHead:
 
 
 def gathered_head(model: nn.Module) -> AbstractContextManager[Any]:
-    """Holds the whole output head where DeepSpeed ZeRO-3 has split it among the processes, all of which must enter.
+    """Holds the whole output head where its weights are split among the processes, all of which must enter.
 
-    ZeRO-3 gathers a weight for the forward of the module that owns it; the conditioned pass reads the head without.
+    ZeRO-3 and FSDP2 gather a weight for the forward of the module that owns it; the conditioned pass reads the head
+    without. FSDP2 gathers it in the precision of the forward, which `output_head` alone does not; gradients would not
+    find their way back through it.
     """
+    layer = base_causal_lm(model).get_output_embeddings()
+    if _is_fsdp2_unit(layer) and not torch.is_grad_enabled():
+        return _unsharded(layer)
     split = _zero3_head(model)
     if not split:
         return nullcontext()
@@ -82,6 +89,42 @@ def gathered_head(model: nn.Module) -> AbstractContextManager[Any]:
 
     # One that DeepSpeed holds for another module (a tied embedding) is its own to give back.
     return zero.GatheredParameters([parameter for parameter in split if not _is_available(parameter)])
+
+
+def in_autocast(head: OutputHead, device_type: str) -> OutputHead:
+    """On a GPU autocast's precision holds for the product with the head, too, as it does for the policy's own."""
+    mixed = device_type != "cpu" and torch.is_autocast_enabled(device_type)
+    return replace(head, compute_dtype=torch.get_autocast_dtype(device_type)) if mixed else head
+
+
+def through_wrapper(wrapper: nn.Module, model: nn.Module) -> Callable[[Callable[[], Any]], Any]:
+    """Runs a function inside the distributed wrapper's forward, where sharded parameters are gathered.
+
+    Args:
+        wrapper: what is called to train: FSDP, DDP, a DeepSpeed engine, or under FSDP2 the model itself.
+        model: the module inside whose forward the wrapper calls.
+    """
+
+    def redirect(function: Callable[[], Any]) -> Any:
+        own = vars(model).get("forward")  # accelerate and verl put one into the instance
+
+        def restore() -> None:
+            if own is None:
+                vars(model).pop("forward", None)
+            else:
+                model.forward = own
+
+        def forward() -> Any:
+            restore()  # the function may call the real one
+            return function()
+
+        model.forward = forward
+        try:
+            return wrapper()
+        finally:
+            restore()
+
+    return redirect
 
 
 def logit_scale(config: Any) -> float:
@@ -120,16 +163,29 @@ def has_dropout(model: nn.Module) -> bool:
 def reshard(model: nn.Module) -> None:
     """Give gathered weights back after a pass. accelerate's FSDP2 units keep those of the head after a forward, for
     the backward to come, and ZeRO-3 may, for a later use: after a pass without a backward they only take memory."""
-    if not distributed.is_available() or not distributed.is_initialized():
-        return
-    from torch.distributed.fsdp import FSDPModule
-
     for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        if _is_fsdp2_unit(module):
+            module.reshard()  # type: ignore[operator]
     for parameter in _zero3_head(model):
         if _is_available(parameter) and not parameter.ds_active_sub_modules and not parameter.ds_persist:
             parameter.partition()
+
+
+def _is_fsdp2_unit(module: nn.Module) -> bool:
+    if not distributed.is_available() or not distributed.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+@contextmanager
+def _unsharded(unit: Any) -> Iterator[None]:
+    unit.unshard()
+    try:
+        yield
+    finally:
+        unit.reshard()
 
 
 def _zero3_head(model: nn.Module) -> list[Any]:

@@ -21,7 +21,7 @@ from scgrpo.credit import Evidence
 from scgrpo.divergence import Distillation, Divergence, OutputHead, TokenEvidence
 from scgrpo.errors import NonFiniteError, ShapeError
 from scgrpo.teacher.hidden import CompletionStates
-from scgrpo.teacher.models import evaluation_mode, gathered_head, reshard
+from scgrpo.teacher.models import evaluation_mode, gathered_head, in_autocast, reshard
 
 # Runs a function of no arguments inside the training wrapper's forward, so that sharded parameters are gathered.
 Redirect = Callable[[Callable[[], Any]], Any]
@@ -249,11 +249,8 @@ class ConditionedPass:
         )
 
     def _head(self, batch: Pairs, other: OtherModel | None = None) -> OutputHead:
-        """On a GPU autocast's precision holds for the product with the head, too, as it does for the policy's own."""
-        head, device = (other or self).head(), batch.completions.device.type
         with self.autocast():
-            mixed = device != "cpu" and torch.is_autocast_enabled(device)
-            return replace(head, compute_dtype=torch.get_autocast_dtype(device)) if mixed else head
+            return in_autocast((other or self).head(), batch.completions.device.type)
 
 
 _FIELDS = tuple(field.name for field in fields(Evidence))

@@ -20,7 +20,6 @@ import trl.trainer.utils as trl_utils
 from jaxtyping import Int
 from torch import Tensor, nn
 from trl import GRPOTrainer
-from trl.models.utils import _ForwardRedirection
 
 from scgrpo.errors import IncompatibleHostError
 
@@ -135,9 +134,3 @@ def completions_table(logs: Mapping[str, Any]) -> dict[str, deque[Any]]:
         inner = column.items() if isinstance(column, Mapping) else [("", column)]
         columns |= {f"{name}/{key}": values for key, values in inner}
     return columns
-
-
-def through_wrapper(wrapper: nn.Module, model: nn.Module) -> Callable[[Callable[[], Any]], Any]:
-    """Runs a function inside the distributed wrapper's forward, where sharded parameters are gathered."""
-    redirection = _ForwardRedirection()
-    return lambda score: redirection(wrapper, model, lambda: score())

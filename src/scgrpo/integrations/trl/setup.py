@@ -19,7 +19,7 @@ from scgrpo.integrations.trl.evidence import all_agree, offloads_weights, shares
 from scgrpo.integrations.trl.per_step import TurnConditioner
 from scgrpo.integrations.trl.rewards import finds_first_errors, guarded
 from scgrpo.teacher.hidden import CompletionStates, Sharing, sharing_candidates
-from scgrpo.teacher.models import has_dropout, load_teacher, output_head
+from scgrpo.teacher.models import has_dropout, load_teacher, output_head, through_wrapper
 from scgrpo.teacher.prompts import DemonstrationFormatter, control_tokens, get_template, teacher_prompt
 from scgrpo.teacher.scoring import ConditionedPass, OtherModel
 
@@ -191,7 +191,7 @@ def conditioner(trainer: Any, policy: Any, teacher_prompt_fn: TeacherPromptFn | 
         counted_as=trainer.meter.forwards,
     )
     if sharded:
-        score = replace(score, redirect=compat.through_wrapper(trainer.model, policy))
+        score = replace(score, redirect=through_wrapper(trainer.model, policy))
     return TurnConditioner(
         score=score,
         format=DemonstrationFormatter(
