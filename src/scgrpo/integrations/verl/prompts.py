@@ -71,7 +71,7 @@ class TeacherPrompts:
     def pairs(
         self, plan: Plan, sessions: Sequence[Session], shown: Mapping[int, Demonstration]
     ) -> tuple[list[Pair], list[tuple[int, int]]]:
-        """What to score for a plan, an output at a time, and where its tokens stand: pair of the plan, first token."""
+        """What to score for a plan, output by output, and where its tokens stand: pair of the plan, first token."""
         pairs, places = [], []
         made: dict[Any, list[int]] = {}  # rollouts of a group share prompts: each is rendered once
 
@@ -83,18 +83,13 @@ class TeacherPrompts:
                 made[kind] = self(session, output, shown[side], verified=verified)
             return made[kind]
 
-        sides = zip(
-            *(plan.rollout.tolist(), plan.demonstration.tolist(), plan.verified.tolist()),
-            plan.demonstration.new_full((len(plan),), NONE).tolist()
-            if plan.contrast is None
-            else plan.contrast.tolist(),
-            strict=True,
-        )
-        for number, (row, demonstration, verified, contrast) in enumerate(sides):
+        contrast = [NONE] * len(plan) if plan.contrast is None else plan.contrast.tolist()
+        sides = zip(plan.rollout.tolist(), plan.demonstration.tolist(), plan.verified.tolist(), contrast, strict=True)
+        for number, (row, demonstration, verified, against) in enumerate(sides):
             session, first = sessions[row], 0
             for output in session.outputs:
                 if bool(output.mask.any()):
-                    student, teacher = (context(session, output, s, verified) for s in (contrast, demonstration))
+                    student, teacher = (context(session, output, s, verified) for s in (against, demonstration))
                     pairs.append(Pair(student, teacher, output.response_ids, output.mask.tolist()))
                     places.append((number, first))
                 first += len(output)
@@ -118,6 +113,6 @@ class TeacherPrompts:
         raise ConfigError(
             f"A prompt that was sampled from (group {session.uid}, {len(prompt)} tokens) does not begin as its "
             "messages render: it was cut off, or an agent loop built its own.",
-            "Set data.filter_overlong_prompts=True and a data.max_prompt_length that holds every prompt. An agent loop "
-            f"that builds prompts says from what: extra_fields[{PROMPT_MESSAGES!r}] of each output.",
+            "Set data.filter_overlong_prompts=True and a data.max_prompt_length that holds every prompt. An agent "
+            f"loop that builds prompts says from what: extra_fields[{PROMPT_MESSAGES!r}] of each output.",
         )

@@ -1,4 +1,4 @@
-"""`trainer.v1.scgrpo.*` in verl's configuration, and everything in the rest of it that cannot work with credit per token.
+"""`trainer.v1.scgrpo.*` in verl's configuration, and what in the rest of it cannot work with credit per token.
 
 Names and defaults are those of `SCGRPOConfig`. verl's schema does not know them: on the command line a new key needs
 a leading plus, `+trainer.v1.scgrpo.credit_alpha=0.2`.
@@ -65,8 +65,8 @@ class VerlSettings(CreditSettings):
         yield from self.credit_problems()
         if self.teacher_weights != "current":
             yield (
-                f"teacher_weights={self.teacher_weights!r}: the sharded actor has the policy's weights only. Leave it "
-                "at 'current', or train on TRL."
+                f"teacher_weights={self.teacher_weights!r}: the sharded actor has the policy's weights only. Leave "
+                "it at 'current', or train on TRL."
             )
         if self.credit_scope != "generation_batch":
             yield (
@@ -83,7 +83,7 @@ class VerlSettings(CreditSettings):
                 yield str(error)
             return
         if getattr(method, "needs_first_error", False):
-            yield f"credit={self.credit!r} needs to know first errors, which verl's rewards do not tell: train on TRL."
+            yield f"credit={self.credit!r} needs first errors, which verl's rewards do not tell: train on TRL."
 
     def prompt_function(self) -> Callable[..., Any] | None:
         """What `teacher_prompt_fn` names.
@@ -136,7 +136,7 @@ def _config_problems(config: Any, settings: VerlSettings) -> Iterator[str]:
     if not _at(config, "trainer.use_v1", True):
         yield "trainer.use_v1=False is verl's old trainer, which has no trainer modes: set it to True."
     if not _at(config, "actor_rollout_ref.hybrid_engine", True):
-        yield "actor_rollout_ref.hybrid_engine=False trains asynchronously: rollouts would be scored by other weights."
+        yield "actor_rollout_ref.hybrid_engine=False samples with other weights than score: set it to True."
     if int(_at(config, "actor_rollout_ref.rollout.n", 1)) < 2:
         yield "actor_rollout_ref.rollout.n is below 2: a group needs several rollouts (the paper: 8)."
     if settings.credit == "uniform":
@@ -160,9 +160,7 @@ def _config_problems(config: Any, settings: VerlSettings) -> Iterator[str]:
 def _engine_problems(config: Any) -> Iterator[str]:
     strategy = str(_at(config, "actor_rollout_ref.actor.strategy", "fsdp"))
     if strategy not in STRATEGIES:
-        why = (
-            "needs a vocabulary-parallel pass in its pipeline" if strategy == "megatron" else "has not been verified"
-        )
+        why = "needs a vocabulary-parallel pass" if strategy == "megatron" else "has not been verified"
         yield (
             f"actor.strategy={strategy} {why} (docs/clusters.md): set actor_rollout_ref.actor.strategy=fsdp2 and "
             "actor_rollout_ref.actor.fsdp_config.strategy=fsdp2."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig
 from verl.utils.tokenizer.chat_template import apply_chat_template
@@ -63,7 +63,8 @@ def teacher_prompts(config: Any, settings: VerlSettings, tokenizer: Any) -> Teac
             special_tokens=control_tokens(tokenizer),
             turns=template.turns,
         ),
-        compose=settings.prompt_function() or partial(teacher_prompt, template=template),
+        compose=settings.prompt_function()
+        or cast(Callable[..., Messages], partial(teacher_prompt, template=template)),
         tools=_tool_schemas(config),
     )
 

@@ -6,8 +6,8 @@ verl's, whose losses are per token anyway.
 
 Differences from verl's trainer_mode=sync:
 1. `advantages` differ from token to token where the method weights anything;
-2. a rollout whose reward function says it has no verdict (or returns NaN) is left out of its group's baseline and gets
-   advantage 0, and so does the only graded rollout of a group;
+2. a rollout whose reward function says it has no verdict (or returns NaN) is left out of its group's baseline and
+   gets advantage 0, and so does the only graded rollout of a group;
 3. metrics and a few rollouts go to a run directory (docs/runs.md), and validations with their intervals.
 """
 
