@@ -40,6 +40,10 @@ class SandboxError(ScgrpoError, RuntimeError):
     """A sandbox that cannot be opened safely, or is closed. What code does inside is a result, never an exception."""
 
 
+class RolloutError(ScgrpoError, RuntimeError):
+    """Rollouts that will not come: whoever makes or grades them has died, hangs, or fails every time."""
+
+
 class DataError(ScgrpoError, ValueError):
     """A data set whose rows are missing, malformed or without the columns a task needs."""
 

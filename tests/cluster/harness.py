@@ -1,6 +1,6 @@
-"""Runs `python -m verl.trainer.main_ppo` on a CPU: real Ray, FSDP2 over gloo, TransferQueue, and a toy rollout engine.
+"""Runs `python -m verl.trainer.main_ppo` on a CPU: real Ray, FSDP2 over gloo, TransferQueue, a toy rollout engine.
 
-A run is a process of its own with a Ray of its own. Every process it starts carries the run's mark in its environment,
+A run is a process of its own with a Ray of its own. Every process it starts carries its mark in the environment,
 so that `stop` finds and ends them all, and only them.
 """
 
@@ -15,9 +15,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from toy import Inputs
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src"
 MARK = "SCGRPO_TEST_RUN"
+LONG = 900  # seconds to wait for what should take one minute: a busy machine is far slower than a quiet one
 
 ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
@@ -94,6 +96,12 @@ def settings(inputs: Inputs, folder: Path, mode: str = "sync", workers: int = 2,
     }
 
 
+def plugin() -> list[str]:
+    """What verl must import for `trainer_mode=scgrpo`: nothing where scgrpo is installed, as it is then found."""
+    found = any(point.name == "scgrpo" for point in entry_points(group="verl.plugins"))
+    return [] if found else ["scgrpo.integrations.verl.plugin"]
+
+
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
     def text(value: Any) -> str:
         return "null" if value is None else f"'{value}'" if isinstance(value, Path) else str(value)
@@ -135,17 +143,28 @@ class Run:
 
     def wait_for(self, text: str, timeout: float) -> None:
         """Until the output holds `text`."""
+        self._until(lambda: text in self.output, repr(text), timeout)
+
+    def wait_for_file(self, path: Path, timeout: float) -> None:
+        """Until the file is there."""
+        self._until(path.exists, str(path), timeout)
+
+    def _until(self, condition: Callable[[], bool], what: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while text not in self.output:
+        while not condition():
             if self.process.poll() is not None:
-                raise RuntimeError(f"ended with {self.process.returncode} before {text!r}:\n{self.output[-6000:]}")
+                raise RuntimeError(f"ended with {self.process.returncode} before {what}:\n{self.output[-6000:]}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no {text!r} after {self.seconds:.0f} s:\n{self.output[-6000:]}")
+                raise TimeoutError(f"no {what} after {self.seconds:.0f} s:\n{self.output[-6000:]}")
             time.sleep(0.2)
 
     def processes(self, title: str = "") -> list[int]:
         """This run's processes whose command line holds `title` (Ray names an actor's process `ray::Class`)."""
         return [pid for pid, command in _marked(self.mark) if title in command]
+
+    def parent(self, pid: int) -> int:
+        """Of an actor's process: its node's raylet."""
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
     def kill(self, title: str) -> int:
         """SIGKILL the first process with that title."""
@@ -193,13 +212,13 @@ def _marked(mark: str) -> Iterator[tuple[int, str]]:
 def started(
     folder: Path,
     overrides: Sequence[str],
-    modules: Sequence[str] = (),
+    modules: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
     command: Sequence[str] = (sys.executable, "-m", "verl.trainer.main_ppo"),
 ) -> Iterator[Run]:
     """Start a run, and end everything it started on the way out.
 
-    `modules` are imported by every process that imports verl, after the CPU platform.
+    `modules` are imported by every process that imports verl, after the CPU platform; default: the plug-in.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
@@ -208,7 +227,7 @@ def started(
     variables = {
         **os.environ,
         **ENVIRONMENT,
-        "VERL_USE_EXTERNAL_MODULES": ",".join(["cpu_platform", *modules]),
+        "VERL_USE_EXTERNAL_MODULES": ",".join(["cpu_platform", *(plugin() if modules is None else modules)]),
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "RAY_TMPDIR": str(ray_folder),

@@ -3,6 +3,9 @@
 For tests only. Requests that arrive together are generated as one batch. What a request gets depends on the seed,
 the number of weight updates, its prompt, and how many times that prompt was asked for; not on what it shares a batch
 with (up to the rounding of padded forwards).
+
+A test may hold generation: with `HF_CPU_HOLD=<step>:<folder>` in the environment, the server with that step's weights
+writes `<folder>/held` when asked, and answers once `<folder>/go` is there.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -41,7 +45,9 @@ class HFServer:
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(1)
-        self.model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="sdpa", dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            path, attn_implementation="sdpa", dtype=torch.float32
+        ).eval()
         self.eos = self.model.generation_config.eos_token_id or self.model.config.eos_token_id
         self.seed, self.response_length = seed, response_length
         self.version: int | None = None  # global step of the weights
@@ -76,6 +82,7 @@ class HFServer:
             torch.Generator().manual_seed(seed),
             asyncio.get_running_loop().create_future(),
         )
+        await self._hold()
         self.waiting.append(request)
         if len(self.waiting) == 1:
             asyncio.get_running_loop().call_later(GATHER, self._answer)
@@ -84,6 +91,13 @@ class HFServer:
         return TokenOutput(
             token_ids=tokens, log_probs=logps, stop_reason=stopped, extra_fields={"global_steps": self.version}
         )
+
+    async def _hold(self) -> None:
+        step, _, folder = os.environ.get("HF_CPU_HOLD", "").partition(":")
+        if step == str(self.version):
+            (Path(folder) / "held").touch()
+            while not (Path(folder) / "go").exists():
+                await asyncio.sleep(0.1)
 
     def _answer(self) -> None:
         batch, self.waiting = self.waiting, []
@@ -108,7 +122,12 @@ class HFServer:
         positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), None
         for _ in range(max(request.limit for request in batch)):
             out = self.model(
-                ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+                ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
             cache, chosen = out.past_key_values, []
             for request, logits, (tokens, logps) in zip(batch, out.logits[:, -1].float(), outputs, strict=True):

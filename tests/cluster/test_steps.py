@@ -6,10 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import as_overrides, settings, started
+from harness import LONG, as_overrides, settings, started
 from toy import Inputs
-
-LONG = 900  # seconds; a busy machine is far slower than a quiet one
 
 
 @pytest.fixture(scope="module")

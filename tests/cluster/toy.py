@@ -15,10 +15,21 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-REWARD = '''"""Right if the answer begins with an even character: about half of the random answers do."""
+REWARD = '''"""Right if the answer begins with an even character: about half of the random answers do.
+
+A test may make it fail: `TOY_REWARD_FAILS=n:m` raises from the n-th call to before the m-th.
+"""
+
+import itertools
+import os
+
+calls = itertools.count()
+first, _, last = os.environ.get("TOY_REWARD_FAILS", "").partition(":")
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **ignored):
+    if first and int(first) <= next(calls) < int(last):
+        raise ValueError("the toy judge fell over")
     return float(solution_str != "" and ord(solution_str[0]) % 2 == 0)
 '''
 

@@ -18,6 +18,7 @@ STDLIB_BASES = {
     "MissingExtraError": ImportError,
     "IncompatibleHostError": RuntimeError,
     "SandboxError": RuntimeError,
+    "RolloutError": RuntimeError,
 }
 
 

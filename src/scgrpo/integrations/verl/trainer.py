@@ -37,6 +37,7 @@ from scgrpo.integrations.verl.prompts import completion_messages
 from scgrpo.integrations.verl.recording import VerlRecorder
 from scgrpo.integrations.verl.scoring import score_pairs
 from scgrpo.integrations.verl.settings import read_settings
+from scgrpo.integrations.verl.waiting import watch
 from scgrpo.tasks.base import Status
 from scgrpo.teacher.prompts import Demonstration, demonstration_counts
 
@@ -63,6 +64,11 @@ class SCGRPOTrainer(PPOTrainerSync):
         setup.check_model(self.config, self.settings, self.processor)
         self._prompts = setup.teacher_prompts(self.config, self.settings, self.tokenizer)
         self._eos_token_ids = setup.eos_token_ids(self.config, self.tokenizer)
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        workers = getattr(agent_loop_manager, "agent_loop_workers", [])
+        watch(self.replay_buffer, workers, self.settings.stall_timeout_s)
+        super().fit(agent_loop_manager)
 
     # ---- credit -------------------------------------------------------------------------------------------------
 
