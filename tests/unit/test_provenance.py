@@ -45,7 +45,9 @@ def test_provenance_holds_no_secret(run: RunDirectory, monkeypatch: pytest.Monke
         "<e>",
     ]
     run.write_provenance(command, {"seed": 1})
-    run.write_config({"train": {"hub_token": "plain-token", "eos_token": "<e>"}, "model": {"name": "https://me:pw@host/x"}})
+    run.write_config(
+        {"train": {"hub_token": "plain-token", "eos_token": "<e>"}, "model": {"name": "https://me:pw@host/x"}}
+    )
     text = (run.path / "provenance.json").read_text() + (run.path / "config.resolved.json").read_text()
     for hidden in (secret, "environment-value-1234", "not-to-be-seen", "plain-token", "me:pw"):
         assert hidden not in text

@@ -87,15 +87,29 @@ def lora(folder: Path, **options: Any) -> Found:
     return {"found": score(group, pairs), "expected": plain(adapted.eval(), pairs), "without": without}
 
 
+def fsdp1(folder: Path) -> Found:
+    """FSDP1 runs on a CPU but for two details of how it is set up: a check, and verl's name for the device."""
+    from torch.distributed.fsdp import _init_utils
+    from verl.workers.engine.fsdp import transformer_impl
+
+    own = _init_utils._check_module_states_for_sync_module_states, transformer_impl.get_device_id
+    _init_utils._check_module_states_for_sync_module_states = lambda states: None
+    transformer_impl.get_device_id = lambda: torch.device("cpu")
+    try:
+        return compared(folder, worker={"engine": {"strategy": "fsdp"}})
+    finally:
+        _init_utils._check_module_states_for_sync_module_states, transformer_impl.get_device_id = own
+
+
 def nan_weights(folder: Path) -> Found:
-    """A word whose embedding is NaN: the pair that uses it is named, from the token after it on."""
+    """A word whose embedding is NaN, in one pair."""
     path, pairs = save_model(folder, tied=False), make_pairs(words=WORDS - 1)
     ids = list(pairs[3].completion_ids)
     ids[4] = WORDS - 1
     pairs[3] = Pair(pairs[3].student_ids, pairs[3].teacher_ids, ids, [True] * len(ids))
     worker = make_worker(path, use_remove_padding=False)  # packed, NaN would reach the neighbours of a forward too
     embedding = worker.engine.module.get_input_embeddings().weight
-    values = embedding.full_tensor()
+    values = embedding.full_tensor().detach().clone()
     values[WORDS - 1] = torch.nan
     with torch.no_grad():
         embedding.copy_(distribute_tensor(values, embedding.device_mesh, embedding.placements))
@@ -134,21 +148,27 @@ def logits(folder: Path) -> Found:
 
 
 def training(folder: Path, **worker: Any) -> Found:
-    """One step of verl's with a pass before it, and one without."""
+    """Two steps of verl's, with a pass between them and without; what it leaves behind, and what verl's own log-probs
+    do."""
     path, pairs = save_model(folder, tied=worker.pop("tied", False)), make_pairs()
-    found: Found = {}
+    found: Found = {"steps": {}, "weights": {}, "left": {}}
     for name in ("with", "without"):
         group = Group(make_worker(path, **worker))
-        module = group.worker.engine.module
-        group.worker.set_loss_fn(lambda model_output, data, dp_group=None: (-model_output["log_probs"].values().mean(), {}))
-        found[f"first {name}"] = step(group.worker)
-        before = {**modes(module), "sharded": modes(module)["sharded"]}
+        group.worker.set_loss_fn(likelihood)
+        norms = [step(group.worker)]
         if name == "with":
             score(group, pairs)
-            found["before"], found["after"] = before, modes(module)
-        found[f"second {name}"] = step(group.worker)
-        found[f"weights {name}"] = whole_state(module)
+            found["left"]["pass"] = modes(group.worker.engine.module)
+            group.compute_log_prob(group.batches[0].exclude(PASS))
+            found["left"]["verl"] = modes(group.worker.engine.module)
+            score(group, pairs)
+        found["steps"][name] = [*norms, step(group.worker)]
+        found["weights"][name] = whole_state(group.worker.engine.module)
     return found
+
+
+def likelihood(model_output: Found, data: TensorDict, dp_group: Any = None) -> tuple[Tensor, Found]:
+    return -model_output["log_probs"].values().mean(), {}
 
 
 def step(worker: Any) -> float:
@@ -192,6 +212,7 @@ SCENARIOS: dict[str, Callable[[Path], Found]] = {
     "fused kernels": fused,
     "LoRA": lora,
     "LoRA, padded, tied": lambda folder: lora(folder, tied=True, **PADDED),
+    "FSDP1": fsdp1,
     "bf16": bf16,
     "bf16, tied": lambda folder: bf16(folder, tied=True),
     "NaN": nan_weights,
@@ -200,9 +221,7 @@ SCENARIOS: dict[str, Callable[[Path], Found]] = {
     "training, tied": lambda folder: training(folder, tied=True),
     "training, LoRA": lambda folder: training(folder, lora_rank=4),
     "sequence parallel": sequence_parallel,
-    "sequence parallel, tied, fixed": lambda folder: sequence_parallel(
-        folder, tied=True, micro_batch_size_per_gpu=4
-    ),
+    "sequence parallel, tied, fixed": lambda folder: sequence_parallel(folder, tied=True, micro_batch_size_per_gpu=4),
     "sequence parallel, longer than the budget": lambda folder: sequence_parallel(
         folder, pairs=LONG, max_token_len_per_gpu=40
     ),
