@@ -76,6 +76,12 @@ def _appworld(argv: Sequence[str]) -> int:
     return appworld_command(argv)
 
 
+def _doctor(argv: Sequence[str]) -> int:
+    from scgrpo.cli.doctor import doctor_command
+
+    return doctor_command(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a model: --config RECIPE [any GRPOConfig or SCGRPOConfig flag] [--dry-run]"),
     "sweep": (_sweep, "train methods x seeds x learning rates x testbeds of one YAML, in parallel, resumable"),
@@ -86,6 +92,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "tiny": (_tiny, "the embedded tiny model: `tiny build` makes it again, `tiny path` says where it is"),
     "sandbox": (_sandbox, "the sandbox for untrusted code: `sandbox check` attacks it, `--bench` measures it"),
     "testbed": (_testbed, "tasks with a known first error and fresh base models: `testbed list | build | show`"),
+    "doctor": (_doctor, "what is installed here; `doctor --verl [settings]`: whether verl would train with us"),
     "appworld": (_appworld, "the benchmark AppWorld: `appworld setup` installs it, `appworld check` plays a task"),
 }
 

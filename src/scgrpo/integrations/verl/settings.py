@@ -33,7 +33,7 @@ LOSS_MODES = (
     *("vanilla", "dppo_tv", "dppo_kl", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "dro", "cispo"),
     "bypass_mode",
 )
-STRATEGIES = ("fsdp2",)
+STRATEGIES = ("fsdp2", "fsdp")
 
 
 @dataclass
@@ -165,6 +165,9 @@ def _engine_problems(config: Any) -> Iterator[str]:
             f"actor.strategy={strategy} {why} (docs/clusters.md): set actor_rollout_ref.actor.strategy=fsdp2 and "
             "actor_rollout_ref.actor.fsdp_config.strategy=fsdp2."
         )
+    targets = _at(config, "actor_rollout_ref.model.target_modules", "")
+    if "lm_head" in ([targets] if isinstance(targets, str) else list(targets)):
+        yield "actor_rollout_ref.model.target_modules puts an adapter on lm_head: leave the output head out."
     if int(_at(config, "actor_rollout_ref.actor.fsdp_config.tensor_parallel_size", 1) or 1) > 1:
         yield "actor.fsdp_config.tensor_parallel_size > 1 splits the output head: set it to 1."
 

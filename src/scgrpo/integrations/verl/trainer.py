@@ -74,6 +74,9 @@ class SCGRPOTrainer(PPOTrainerSync):
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         sessions = read_sessions(batch.keys, batch.tags, transfer.read(batch))
+        expected = len({session.uid for session in sessions}) * self.config.actor_rollout_ref.rollout.n
+        # verl goes on without rollouts that failed, and says so nowhere.
+        metrics["credit/missing_frac"] = max(0.0, 1 - len(sessions) / max(1, expected))
         alone = lonely(sessions)
         apart = [s for s in sessions if s.uid in alone or s.verdict.status != Status.GRADED]
         with transfer.set_apart(batch, apart):
