@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from scgrpo.cli.main import main
-from scgrpo.evaluation.episodes import Chat, play
+from scgrpo.evaluation.conversation import Chat
+from scgrpo.evaluation.episodes import play
 from scgrpo.tasks.environment import actions
 from scgrpo.tasks.maze import MazeTask
 from scgrpo.tasks.reach import ReachTask

@@ -13,7 +13,8 @@ import torch
 
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.evaluation import evaluate
-from scgrpo.evaluation.episodes import Chat, play
+from scgrpo.evaluation.conversation import Chat
+from scgrpo.evaluation.episodes import play
 from scgrpo.evaluation.turns import Turns
 from scgrpo.tasks import Canned, Row, Split, Status, Verdict
 from scgrpo.tasks.environment import EnvironmentTask, Episode, Step

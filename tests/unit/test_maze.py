@@ -168,7 +168,8 @@ def test_the_canned_games() -> None:
 
 def test_documents_are_tokenized_as_the_sampler_does() -> None:
     """Model's words and observations stand where a rollout has them, and only the former are labels."""
-    from scgrpo.evaluation.episodes import Chat, play
+    from scgrpo.evaluation.conversation import Chat
+    from scgrpo.evaluation.episodes import play
     from scgrpo.tiny.documents import Document, conditioned
     from scgrpo.tiny.testbeds import get_testbed
     from scgrpo.tiny.train import tensors

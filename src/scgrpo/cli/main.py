@@ -76,6 +76,12 @@ def _appworld(argv: Sequence[str]) -> int:
     return appworld_command(argv)
 
 
+def _verl_data(argv: Sequence[str]) -> int:
+    from scgrpo.cli.verl_data import verl_data_command
+
+    return verl_data_command(argv)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from scgrpo.cli.doctor import doctor_command
 
@@ -94,6 +100,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "testbed": (_testbed, "tasks with a known first error and fresh base models: `testbed list | build | show`"),
     "doctor": (_doctor, "what is installed here; `doctor --verl [settings]`: whether verl would train with us"),
     "appworld": (_appworld, "the benchmark AppWorld: `appworld setup` installs it, `appworld check` plays a task"),
+    "verl-data": (_verl_data, "write a task's rows as the data set verl trains on"),
 }
 
 
@@ -138,7 +145,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
 
 
 def _usage() -> str:
-    lines = [f"  {name:8s} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:9s} {text}" for name, (_, text) in COMMANDS.items()]
     return "usage: scgrpo COMMAND ...\n\n" + "\n".join(lines) + "\n\nscgrpo COMMAND --help lists its options."
 
 

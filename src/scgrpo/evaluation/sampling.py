@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from scgrpo.errors import ConfigError, DataError, ScgrpoError, VerifierError
+from scgrpo.evaluation.conversation import Chat
 from scgrpo.evaluation.directory import EvalDirectory
-from scgrpo.evaluation.episodes import Chat, play
+from scgrpo.evaluation.episodes import play
 from scgrpo.evaluation.results import EvalResult, Sample, result_of
 from scgrpo.evaluation.samplers import Sampler, Sampling, TransformersSampler
 from scgrpo.tasks.base import Completion, Row, Status, Task, Verdict

@@ -72,7 +72,8 @@ class Task(ABC):
 
     @abstractmethod
     def verify(self, completions: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        """One verdict per completion. Never raises for a bad completion and never hangs."""
+        """One verdict per completion. Never raises for a bad completion and never hangs. A host may call it from
+        several threads at once, except for tasks with environments."""
 
     @abstractmethod
     def canned(self) -> Canned:

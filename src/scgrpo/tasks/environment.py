@@ -194,12 +194,17 @@ def closing(environment: Environment) -> Iterator[None]:
     try:
         yield
     finally:
-        close = getattr(environment, "close", None)
-        if close is not None:
-            try:
-                close()
-            except Exception as error:  # noqa: BLE001
-                logger.warning("An environment could not be closed: %r.", error)
+        close(environment)
+
+
+def close(environment: Environment) -> None:
+    """What `closing` does at the end."""
+    own = getattr(environment, "close", None)
+    if own is not None:
+        try:
+            own()
+        except Exception as error:  # noqa: BLE001
+            logger.warning("An environment could not be closed: %r.", error)
 
 
 def broken(error: Exception) -> Verdict:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from scgrpo.evaluation.episodes import Chat, play
+from scgrpo.evaluation.conversation import Chat
+from scgrpo.evaluation.episodes import play
 from scgrpo.tasks.base import Row
 from scgrpo.tasks.environment import EnvironmentTask, Episode
 from scgrpo.tasks.procedural import ProceduralTask

@@ -10,7 +10,8 @@ import torch
 from trl.models.utils import unwrap_model_for_generation
 
 from scgrpo.errors import ConfigError, IncompatibleHostError
-from scgrpo.evaluation.episodes import Chat, play
+from scgrpo.evaluation.conversation import Chat
+from scgrpo.evaluation.episodes import play
 from scgrpo.evaluation.turns import Turns
 from scgrpo.integrations.trl import per_step
 from scgrpo.integrations.trl.evidence import shares_weights

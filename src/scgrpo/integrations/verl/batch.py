@@ -215,6 +215,8 @@ def _session(uid: str, rows: Sequence[int], columns: Mapping[str, list[Any]]) ->
 
 def _truncated(session: Session, eos_token_ids: frozenset[int], response_length: int) -> bool:
     last = session.outputs[-1]
+    if "done" in last.extra:  # an agent loop with an environment knows: its turns end, its rollouts may not
+        return not last.extra["done"]
     return len(last) >= response_length and last.response_ids[-1] not in eos_token_ids
 
 

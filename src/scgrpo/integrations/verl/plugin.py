@@ -3,6 +3,6 @@
 verl hides what goes wrong here: `scgrpo doctor --verl` shows it.
 """
 
-from scgrpo.integrations.verl import engine, trainer
+from scgrpo.integrations.verl import agent_loop, engine, trainer
 
-__all__ = ["engine", "trainer"]
+__all__ = ["agent_loop", "engine", "trainer"]

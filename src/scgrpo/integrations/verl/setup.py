@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 from transformers import AutoConfig
+from verl.utils.fs import copy_to_local
+from verl.utils.model import get_generation_config
 from verl.utils.tokenizer.chat_template import apply_chat_template
 
 from scgrpo.errors import ConfigError
@@ -38,11 +40,16 @@ def check_model(config: Any, settings: VerlSettings, processor: Any) -> None:
 
 
 def eos_token_ids(config: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a completion."""
+    """Tokens that end a completion: the tokenizer's, and those of the model's generation config."""
     model = config.actor_rollout_ref.model
-    known = AutoConfig.from_pretrained(model.path, trust_remote_code=model.get("trust_remote_code", False))
-    ends = known.get_text_config().eos_token_id
-    return frozenset({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+    return frozenset({tokenizer.eos_token_id, *_ends(model.path, model.get("trust_remote_code", False))} - {None})
+
+
+@cache
+def _ends(path: str, trust_remote_code: bool) -> tuple[int, ...]:
+    known = get_generation_config(copy_to_local(path), trust_remote_code=trust_remote_code)
+    ends = getattr(known, "eos_token_id", None)
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
 
 def teacher_prompts(config: Any, settings: VerlSettings, tokenizer: Any) -> TeacherPrompts:
