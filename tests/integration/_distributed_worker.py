@@ -14,70 +14,10 @@ from typing import Any
 import torch
 from conftest import build_model, build_tokenizer
 from peft import LoraConfig
-from torch.distributed.tensor import DTensor
-from trl_harness import canned, make_trainer, parameters
+from sharding import ZERO3, gathered, is_on, shard_on_the_cpu, whole
+from trl_harness import canned, make_trainer
 
 from scgrpo.teacher.models import backbone
-
-ZERO3: dict[str, Any] = {
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "zero_allow_untested_optimizer": True,
-    # Nothing is too small to be split, and no layer is kept whole because it is used again soon.
-    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0},
-}
-
-
-def is_on(name: str) -> bool:
-    return os.environ.get(f"ACCELERATE_USE_{name}") == "true"
-
-
-def let_fsdp_shard_on_the_cpu() -> None:
-    """accelerate shards on accelerators only, and silently ignores FSDP for processes on a CPU: let it take them for
-    processes on a GPU where it decides."""
-    from accelerate import state
-    from accelerate.utils import DistributedType
-
-    plain = state.AcceleratorState.__init__
-
-    def patched(self: Any, *args: Any, **kwargs: Any) -> None:
-        shared = state.PartialState(cpu=True)._shared_state
-        if shared["distributed_type"] == DistributedType.MULTI_CPU:
-            shared["distributed_type"] = DistributedType.MULTI_GPU
-        plain(self, *args, **kwargs)
-
-    state.AcceleratorState.__init__ = patched
-
-
-def let_deepspeed_shard_on_the_cpu() -> None:
-    """accelerate starts DeepSpeed unless told to use the CPU, and then finds no device: name it."""
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType
-
-    PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_CPU)
-
-
-def whole(model: Any) -> dict[str, torch.Tensor]:
-    """The parameters, put together."""
-    if is_on("DEEPSPEED"):
-        from deepspeed import zero
-
-        with zero.GatheredParameters(list(model.parameters())):
-            return parameters(model)
-    return {
-        name: value.full_tensor() if isinstance(value, DTensor) else value
-        for name, value in parameters(model).items()
-    }
-
-
-def gathered(model: Any) -> list[str]:
-    """Parameters of which this process holds more than its shard."""
-
-    def is_shard(value: torch.Tensor) -> bool:
-        return isinstance(value, DTensor) or (hasattr(value, "ds_id") and value.numel() == 0)
-
-    return [name for name, value in model.named_parameters() if not is_shard(value)]
 
 
 def completions_of(pattern: str, kind: str) -> Callable[[int, int], list[int]]:
@@ -100,6 +40,7 @@ def train(out: Path, pattern: str, loss_type: str, kind: str, processes: int) ->
         num_iterations=2 if kind == "twice" else 1,
         loss_type=loss_type,
         dynamic_sampling_max_rounds=int(kind == "refilled"),
+        ddp_timeout=240,  # seconds until a process that waits for another fails, and says where
         credit=kind if kind in ("entropy", "rlcsd_weight") else "sc_grpo",
         trainer_options={"peft_config": LoraConfig(**lora)} if kind == "lora" else {},
         **({"use_cpu": False, "deepspeed": ZERO3} if is_on("DEEPSPEED") else {}),
@@ -143,10 +84,7 @@ def main() -> None:
     folder, cases = Path(sys.argv[1]), sys.argv[2:]
     processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     torch.set_num_threads(1)
-    if is_on("FSDP"):
-        let_fsdp_shard_on_the_cpu()
-    if is_on("DEEPSPEED"):
-        let_deepspeed_shard_on_the_cpu()
+    shard_on_the_cpu()
     seen = {case: train(folder / "out", *case.split(":"), processes) for case in cases}
     torch.save(seen, folder / f"seen-{rank}.pt")
     if torch.distributed.is_initialized():

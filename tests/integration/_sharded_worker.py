@@ -167,7 +167,7 @@ def trains(model: Any) -> bool:
 def main() -> None:
     torch.set_num_threads(1)
     # A process that waits for a pass the other does not run fails after this, and the test with it.
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=240))
     rank = int(os.environ["RANK"])
     found = {"merged": merged(rank)}
     for layout, sharing in product(LAYOUTS, (("off",), ("packed", "off"))):

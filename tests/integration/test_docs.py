@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import check_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -65,6 +66,13 @@ def test_readme_names_every_recipe_and_page() -> None:
     index = README + (ROOT / "docs/benchmarks.md").read_text()
     for page in DOCS:
         assert f"{page.parent.name}/{page.name}" in index
+
+
+def test_the_commands_for_clusters_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By accelerate, TRL and this package; of verl's overrides, the keys that are ours."""
+    monkeypatch.chdir(ROOT)
+    seen = check_commands((ROOT / "docs/clusters.md").read_text(), ROOT)
+    assert {"accelerate", "sbatch", "python", "scgrpo", "pip", "ray"} == set(seen)
 
 
 def test_readme_python_use_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

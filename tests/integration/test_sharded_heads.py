@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from _sharded_worker import LAYOUTS, MAX_TOKENS, SHARES, SPLITS, vocabulary_case
+from launching import launch
 
 from scgrpo.divergence import token_evidence_reference
 
@@ -22,10 +20,7 @@ WORKER = Path(__file__).parent / "_sharded_worker.py"
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found."""
     folder = tmp_path_factory.mktemp("sharded")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, *launcher, str(WORKER), str(folder)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = launch(2, [str(WORKER), str(folder)])
     assert result.returncode == 0, result.stderr[-3000:]
     return [torch.load(folder / f"found-{rank}.pt", weights_only=True) for rank in range(2)]
 

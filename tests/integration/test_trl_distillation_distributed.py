@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import launch
 
 WORKER = Path(__file__).parent / "_distillation_worker.py"
 METHODS = ["opd", "opsd", "sdpo", "grpo_kl"]
@@ -17,12 +15,8 @@ METHODS = ["opd", "opsd", "sdpo", "grpo_kl"]
 
 def run(processes: int, folder: Path) -> list[dict[str, Any]]:
     """What each process saw, by method."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(WORKER), str(folder), *METHODS]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(WORKER.parents[1]), *sys.path])
     folder.mkdir()
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = launch(processes, [str(WORKER), str(folder), *METHODS])
     assert result.returncode == 0, result.stderr[-3000:]
     return [torch.load(folder / f"seen-{rank}.pt", weights_only=True) for rank in range(processes)]
 

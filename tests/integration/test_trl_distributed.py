@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import SHARDINGS, launch
 
 WORKER = Path(__file__).parent / "_distributed_worker.py"
 # Three groups of four over two processes of six rows: the second group lies on both.
@@ -18,6 +16,8 @@ PATTERNS = {
     "mixed": "SSFFSSSFFFFF",
     # All that is scored lies on the first process.
     "one-sided": "SSFFSFFFSSSS",
+    # All that is scored lies on the second process.
+    "other side": "SSSSSSSSFFSS",
     # Contrasts on the first process, a solve-none group on both.
     "contrasts": "SSFFFFFFSSSS",
     # Nothing is scored anywhere.
@@ -35,6 +35,7 @@ CASES = [
         ("mixed", "dapo", "lora"),
         ("mixed", "grpo", "twice"),  # each batch is trained on twice, and TRL's own pass leaves the student's states
         ("one-sided", "dapo", "tied"),
+        ("other side", "dapo", "tied"),
         ("unsolved", "dapo", "refilled"),
         ("nothing", "grpo", "tied"),
         # Pairs of different kinds: without a demonstration, and with one in each context; elsewhere there is none of
@@ -43,25 +44,13 @@ CASES = [
         ("contrasts", "dapo", "rlcsd_weight"),
     )
 ]
-FSDP = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-}
-DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "false"}
-SHARDINGS = {"MULTI_CPU": {}, "FSDP": FSDP, "DEEPSPEED": DEEPSPEED}
 
 
 def run(processes: int, folder: Path, settings: dict[str, str]) -> list[dict[str, Any]]:
     """What each process saw, by case."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(WORKER), str(folder), *CASES]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **settings}
-    environment["PYTHONPATH"] = os.pathsep.join([str(WORKER.parents[1]), *sys.path])
     folder.mkdir()
     # A pass that one process runs and the other does not would wait for ever.
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = launch(processes, [str(WORKER), str(folder), *CASES], settings)
     assert result.returncode == 0, result.stderr[-3000:]
     return [torch.load(folder / f"seen-{rank}.pt", weights_only=True) for rank in range(processes)]
 
@@ -108,6 +97,9 @@ def test_two_processes_train_as_one(one: dict[str, Any], two: tuple[str, Any], c
     if case.startswith(PATTERNS["one-sided"]):
         assert scored
         assert max(scored) < 6
+    elif case.startswith(PATTERNS["other side"]):
+        assert scored
+        assert min(scored) >= 6
     else:
         assert bool(scored) == (not case.startswith(PATTERNS["nothing"]))
 
@@ -121,12 +113,13 @@ def test_a_process_runs_no_more_passes_than_it_must(two: tuple[str, Any], case: 
     first, second = (process[case]["passes"][1] for process in two[1])
     if case.startswith(PATTERNS["nothing"]):
         assert first == second == []
-    elif case.startswith(PATTERNS["one-sided"]):
-        assert len(first) >= 1
-        assert min(first) > 2
-        dummies = 0 if two[0] == "MULTI_CPU" else len(first)
-        assert len(second) == dummies
-        assert all(tokens <= 2 for tokens in second)
+    elif case.startswith((PATTERNS["one-sided"], PATTERNS["other side"])):
+        busy, idle = (first, second) if case.startswith(PATTERNS["one-sided"]) else (second, first)
+        assert len(busy) >= 1
+        assert min(busy) > 2
+        dummies = 0 if two[0] == "MULTI_CPU" else len(busy)
+        assert len(idle) == dummies
+        assert all(tokens <= 2 for tokens in idle)
     elif two[0] != "MULTI_CPU":
         assert len(first) == len(second) > 0
 

@@ -6,15 +6,19 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scgrpo.errors import ConfigError, DataError
-from scgrpo.evaluation import EvalResult, evaluate
+from scgrpo.evaluation import Crew, EvalResult, evaluate
 from scgrpo.evaluation.samplers import Sampling, _generate, generation_config, until_end
+from scgrpo.evaluation.sampling import Batch
 from scgrpo.tasks import Canned, Row, Split, Task, Verdict
 
 LETTERS = "abcdefgh"
@@ -228,3 +232,51 @@ def test_nothing_to_evaluate_and_no_chat_template(
     monkeypatch.setattr(tokenizer, "chat_template", None)
     with pytest.raises(DataError, match="no chat template"):
         run(model, tokenizer)
+
+
+def test_processes_that_share_the_work_come_to_the_same_numbers(model: Any, tokenizer: Any) -> None:
+    """One after another: each passes on what the others have drawn before it."""
+    alone = run(model, tokenizer, batch_size=24)
+    for count in (2, 3, 5):
+        so_far: list[Any] = []
+        drawn = []
+        for index in range(count):
+            task = Starts()
+
+            def gather(own: list[Any]) -> list[Any]:
+                so_far.extend(own)
+                return so_far if len(so_far) == 64 else [*so_far, *missing(so_far)]  # noqa: B023 (called at once)
+
+            shared = run(model, tokenizer, task, batch_size=24, crew=Crew(index, count, gather))
+            drawn.append(len(task.completions))
+        assert sum(drawn) == 64
+        assert max(drawn) < 64
+        assert shared.per_problem == alone.per_problem
+        assert shared.mean_completion_tokens == alone.mean_completion_tokens
+
+
+def missing(known: Sequence[Any]) -> list[Any]:
+    """Stand-ins for what later processes will draw."""
+    keys = {(row, sample) for row in range(8) for sample in range(8)} - {one.key for one in known}
+    return [replace(known[0], row=row, sample=sample) for row, sample in keys]
+
+
+@given(st.integers(0, 12), st.integers(1, 6))
+def test_every_batch_is_drawn_once_and_sharded_weights_meet_as_often_on_all(number: int, count: int) -> None:
+    batches = [Batch((row,), 0, 1) for row in range(number)]
+    for in_step in (False, True):
+        turns = [list(Crew(index, count, in_step=in_step).turns(batches)) for index in range(count)]
+        counted = [batch for own in turns for batch, counts in own if counts]
+        assert sorted(counted, key=lambda batch: batch.rows) == batches
+        if in_step:
+            assert len({len(own) for own in turns}) == 1
+        else:
+            assert all(counts for own in turns for _, counts in own)
+
+
+def test_conversations_are_refused_where_processes_must_stay_in_step(model: Any, tokenizer: Any) -> None:
+    from scgrpo.tasks import get_task
+
+    task = get_task("frozen_lake", form="words", size=3)
+    with pytest.raises(ConfigError, match="Conversations"):
+        evaluate(model, tokenizer, task, k=1, crew=Crew(0, 2, in_step=True))

@@ -131,17 +131,23 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     try:
         return command(argv)
     except ScgrpoError as error:
-        print(f"error: {error.problem}\n{error.remedy}".rstrip(), file=sys.stderr)
+        print(f"error{_where()}: {error.problem}\n{error.remedy}".rstrip(), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "scgrpo").startswith("scgrpo"):
             raise
-        print(f"error: this command needs {error.name!r}, which is not installed.", file=sys.stderr)
+        print(f"error{_where()}: this command needs {error.name!r}, which is not installed.", file=sys.stderr)
         print('Install it with: pip install "scgrpo[all]"', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what was written so far is kept", file=sys.stderr)
         return 1
+
+
+def _where() -> str:
+    """Which of several processes speaks, unless it is the first; what fails on all of them is said by each."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f" (process {rank})"
 
 
 def _usage() -> str:

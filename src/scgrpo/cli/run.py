@@ -5,23 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from scgrpo.cli.arguments import Parsed
 from scgrpo.cli.progress import ProgressDisplay
 from scgrpo.cli.setup import Problem, resolve_model
-from scgrpo.evaluation import EvalResult, evaluate
+from scgrpo.errors import RunError
+from scgrpo.evaluation import Crew, EvalResult, evaluate
 from scgrpo.integrations.trl import SCGRPOTrainer
 from scgrpo.integrations.trl.compute import COUNTS
 from scgrpo.integrations.trl.environments import EnvironmentRollouts
+from scgrpo.integrations.trl.evidence import everywhere, shares_weights
 from scgrpo.integrations.trl.presets import label
 from scgrpo.integrations.trl.recorder import RunRecorder
 from scgrpo.runs import OnExists, RunDirectory
 from scgrpo.runs.results import Compute
+from scgrpo.tasks.base import Task
 from scgrpo.tasks.environment import EnvironmentTask
 
 # An evaluation as `evals.jsonl` has it.
@@ -33,7 +38,7 @@ class Trained:
     """What a run leaves to others.
 
     Attributes:
-        before: its first evaluation; None where there is none (resumed, no held-out problems, not the first process).
+        before: its first evaluation; None where there is none (resumed, no held-out problems).
         compute: what it cost.
     """
 
@@ -81,9 +86,10 @@ class Run:
             run.write_config(self._resolved())
             run.write_provenance(command=self.command, seeds={"seed": args.seed, "evaluation": args.seed})
 
-        held_out = _HeldOut(self, run, trainer, console)
-        before = None if resume else held_out.at(0, "before", before)
-        on_start(before)
+        held_out = _HeldOut(self, run, trainer, console, known=before, resumed=resume is not None)
+        if not held_out.in_training:
+            held_out.start()
+        on_start(held_out.first)
         display = ProgressDisplay(f"{label(args.method, args.credit):12s}", console)
         trainer.add_callback(display)
         trainer.add_callback(held_out.callback())
@@ -93,18 +99,17 @@ class Run:
             display.close()
         held_out.at(trainer.state.global_step, "after")
         if self.keep_model:
+            if trainer.is_fsdp_enabled:  # with the shards of a checkpoint, nothing would be written here
+                trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
             trainer.save_model(str(run.model_dir))
-        return Trained(before, _compute(trainer))
+        return Trained(held_out.first, _compute(trainer))
 
     def _directory(self) -> RunDirectory:
         """The run directory. One process makes it and writes; the others only need to know where."""
         args = self.parsed.trainer
-        if PartialState().is_main_process:
-            on_exists = "resume" if args.resume_from_checkpoint else self.parsed.run.on_existing
-            run = RunDirectory.create(self.path, on_exists=cast(OnExists, on_exists))
-        else:
-            run = RunDirectory(self.path)
-        PartialState().wait_for_everyone()
+        on_exists = "resume" if args.resume_from_checkpoint else self.parsed.run.on_existing
+        on_first_process(lambda: RunDirectory.create(self.path, on_exists=cast(OnExists, on_exists)))
+        run = RunDirectory(self.path)
         args.output_dir = str(run.checkpoints_dir)
         return run
 
@@ -159,38 +164,66 @@ class Run:
 
 
 class _HeldOut:
-    """Evaluations of a run on its held-out problems."""
+    """Evaluations of a run on its held-out problems, by all processes together.
 
-    def __init__(self, run: Run, directory: RunDirectory, trainer: SCGRPOTrainer, console: Console) -> None:
+    Attributes:
+        in_training: the first one must wait until training has begun, where the model is split or wrapped then.
+        first: the evaluation before training, once it is made.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        directory: RunDirectory,
+        trainer: SCGRPOTrainer,
+        console: Console,
+        *,
+        known: Record | None,
+        resumed: bool,
+    ) -> None:
         self.run, self.directory, self.trainer, self.console = run, directory, trainer, console
+        self.in_training = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        self.first: Record | None = None
+        self._known, self._resumed = known, resumed
+        accelerator = trainer.accelerator
+        self._crew = Crew(
+            accelerator.process_index,
+            accelerator.num_processes,
+            gather=partial(everywhere, accelerator),
+            in_step=shares_weights(accelerator),
+        )
+
+    def start(self) -> None:
+        """The evaluation before training, or another run's from the same start."""
+        if not self._resumed:
+            self.first = self.at(0, "before", self._known)
 
     def at(self, step: int, label: str, known: Record | None = None) -> Record | None:
-        """Evaluate now, or take a known record, on the first process; the others wait, and get None."""
-        if self.run.problem.task is None or not self.run.problem.eval_rows:
+        """Evaluate now, or take a known record. The first process keeps it."""
+        problem, accelerator = self.run.problem, self.trainer.accelerator
+        if problem.task is None or not problem.eval_rows:
             return None
-        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
-            if label == "before" and self.trainer.accelerator.is_main_process:
+        if self._crew.in_step and isinstance(problem.task, EnvironmentTask):
+            if label == "before" and accelerator.is_main_process:
                 self.console.print(
-                    "No evaluation while weights are sharded: `scgrpo eval --run` makes it afterwards."
+                    "No conversations while weights are sharded: `scgrpo eval --run` evaluates afterwards."
                 )
             return None
-        record = None
         with self.trainer.meter.paused():
-            if self.trainer.accelerator.is_main_process:
-                record = self._evaluate().to_record(step, label) if known is None else known
-                record = {**record, "tokens_sampled": round(self.trainer.meter.totals["tokens_sampled"])}
+            record = self._evaluate(problem.task).to_record(step, label) if known is None else known
+            record = {**record, "tokens_sampled": round(self.trainer.meter.totals["tokens_sampled"])}
+            if accelerator.is_main_process:
                 self.directory.log_eval(record)
-            self.trainer.accelerator.wait_for_everyone()
+            accelerator.wait_for_everyone()
         return record
 
-    def _evaluate(self) -> EvalResult:
-        settings, args, problem = self.run.parsed.run, self.run.parsed.trainer, self.run.problem
-        assert problem.task is not None
+    def _evaluate(self, task: Task) -> EvalResult:
+        settings, args = self.run.parsed.run, self.run.parsed.trainer
         return evaluate(
             self.trainer.accelerator.unwrap_model(self.trainer.model),
             self.trainer.processing_class,
-            problem.task,
-            rows=problem.eval_rows,
+            task,
+            rows=self.run.problem.eval_rows,
             k=settings.eval_k,
             temperature=settings.eval_temperature,
             top_p=settings.eval_top_p,
@@ -199,20 +232,42 @@ class _HeldOut:
             seed=args.seed,
             success_threshold=args.success_threshold,
             chat_template_kwargs=args.chat_template_kwargs,
+            crew=self._crew,
         )
 
     def callback(self) -> Any:
-        """Evaluates every `eval_every` steps."""
+        """Evaluates every `eval_every` steps, and before the first one if that had to wait."""
         from transformers import TrainerCallback
 
         held_out, every = self, self.run.parsed.run.eval_every
 
         class DuringTraining(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if held_out.in_training:
+                    held_out.start()
+
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 if every and state.global_step % every == 0 and state.global_step < state.max_steps:
                     held_out.at(state.global_step, "during")
 
         return DuringTraining()
+
+
+def on_first_process(work: Callable[[], object]) -> None:
+    """Do it on the first process alone, while the others wait; its failure is everyone's.
+
+    Raises:
+        RunError: what it raised.
+    """
+    failure: list[tuple[str, str] | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            work()
+        except RunError as error:
+            failure = [(error.problem, error.remedy)]
+    broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise RunError(*failure[0])
 
 
 def _compute(trainer: SCGRPOTrainer) -> Compute:
@@ -227,8 +282,6 @@ def _compute(trainer: SCGRPOTrainer) -> Compute:
 
 def _checkpoint(run: RunDirectory, wanted: str | bool) -> str:
     from transformers.trainer_utils import get_last_checkpoint
-
-    from scgrpo.errors import RunError
 
     if str(wanted).lower() not in ("true", "last"):
         return str(wanted)

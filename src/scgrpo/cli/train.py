@@ -28,7 +28,7 @@ def train_command(argv: Sequence[str]) -> int:
     parsed = parse_train(argv)
     console = Console(highlight=False)
     if parsed.run.dry_run:
-        return dry_run(parsed, console)
+        return dry_run(parsed, console) if PartialState().is_main_process else 0
     with ready(parsed) as problem:
         if parsed.run.note and PartialState().is_main_process:
             console.print(f"note: {parsed.run.note}", markup=False)
@@ -37,6 +37,7 @@ def train_command(argv: Sequence[str]) -> int:
             _train_at_once(parsed, jobs, problem, console)
         else:
             _train_in_turn(parsed, list(jobs.values()), problem, console)
+    PartialState().destroy_process_group()  # what is left is the first process's, and may take a while
     if PartialState().is_main_process:
         _show({method: Path(job.path) for method, job in jobs.items()}, console)
     return 0

@@ -13,9 +13,10 @@ from scgrpo.evaluation.metrics import (
 )
 from scgrpo.evaluation.results import EvalResult
 from scgrpo.evaluation.samplers import Sampler, Sampling, TransformersSampler
-from scgrpo.evaluation.sampling import evaluate
+from scgrpo.evaluation.sampling import Crew, evaluate
 
 __all__ = [
+    "Crew",
     "Estimate",
     "EvalDirectory",
     "EvalResult",

@@ -82,7 +82,8 @@ class EvalResult:
         truncated_frac: share of completions that reached max_new_tokens without ending.
         mean_completion_tokens, max_completion_tokens: lengths, end tokens included; of a conversation, what the model
             wrote.
-        seconds: of sampling and grading. tokens_per_s: completion tokens per second of sampling.
+        seconds: of sampling and grading, of all processes together. tokens_per_s: completion tokens per second of
+            sampling.
         per_problem: one entry per problem, in the order of the rows.
     """
 

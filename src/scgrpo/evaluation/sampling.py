@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ def evaluate(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     out: EvalDirectory | None = None,
     progress: Callable[[int, int], None] | None = None,
+    crew: Crew | None = None,
 ) -> EvalResult:
     """Sample completions of each problem, grade them, and estimate Avg@k and Pass@k. A completion whose verification
     fails is in no estimate. The model comes back in the mode it was in, the caller's random state untouched.
@@ -65,9 +66,10 @@ def evaluate(
         chat_template_kwargs: passed to the chat template, for example `{"enable_thinking": False}`.
         out: where each completion is kept as it is graded; what it holds already is not sampled again.
         progress: called with (completions graded, completions) after each batch.
+        crew: the processes that share the work; default: this one does all of it. `out` is for one process.
 
     Raises:
-        ConfigError: settings out of range.
+        ConfigError: settings out of range; conversations, with weights that processes share.
         DataError: no rows, or chat prompts with a tokenizer that has no chat template.
         VerifierError: the task does not return a verdict for each completion.
         RunError: `out` holds another evaluation, or cannot be written.
@@ -79,14 +81,45 @@ def evaluate(
     sampling = Sampling(num_samples, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
     sampler: Sampler = model if isinstance(model, Sampler) else TransformersSampler(model, tokenizer)
     kwargs = dict(chat_template_kwargs or {})
+    crew = crew or Crew()
+    if crew.in_step and isinstance(task, EnvironmentTask):
+        raise ConfigError(
+            "Conversations end after different numbers of turns, which processes that share weights cannot wait for.",
+            "Evaluate on whole weights: scgrpo eval --run, after the training.",
+        )
     draws = _draws_of(sampler, tokenizer, task, rows, sampling, kwargs)
     with _opened(out, sampler, task, rows, sampling, kwargs) as known:
-        samples = _sampled(draws, task, rows, sampling, known, out, progress or (lambda done, total: None))
+        samples = _sampled(draws, task, rows, sampling, known, out, progress or (lambda done, total: None), crew)
         threshold = task.success_threshold if success_threshold is None else success_threshold
         result = result_of(task.name, ks, sampling, threshold, samples)
         if out:
             out.finish(result.to_record(0, "eval"))
     return result
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Processes that share an evaluation: each calls `evaluate` with the same arguments but this, and draws every
+    `count`-th batch. All return the result that one process alone would, up to times.
+
+    Attributes:
+        index, count: this process, of how many.
+        gather: a list of each process -> all their elements, on each process.
+        in_step: a forward needs all of them (sharded weights), so that one without a batch draws another's in vain.
+    """
+
+    index: int = 0
+    count: int = 1
+    gather: Callable[[list[Any]], list[Any]] = list
+    in_step: bool = False
+
+    def turns(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, bool]]:
+        """This process's batches, and whether each counts."""
+        for first in range(0, len(batches), self.count):
+            if first + self.index < len(batches):
+                yield batches[first + self.index], True
+            elif self.in_step:
+                yield batches[-1], False
 
 
 def _counts(k: int | Sequence[int], num_samples: int | None) -> tuple[list[int], int]:
@@ -218,10 +251,14 @@ def _sampled(
     known: Mapping[tuple[int, int], Sample],
     out: EvalDirectory | None,
     progress: Callable[[int, int], None],
+    crew: Crew,
 ) -> list[Sample]:
     """Every completion, in the order of rows and samples; those not known are drawn, graded and kept."""
     samples = dict(known)
-    for batch in draws.batches:
+    for batch, counts in crew.turns(draws.batches):
+        if not counts:
+            draws.draw(batch)
+            continue
         missing = [key for key in batch.completions() if key not in samples]
         if missing:
             graded = _graded(batch, draws, task, rows)
@@ -230,6 +267,7 @@ def _sampled(
                 out.append(new)
             samples |= {sample.key: sample for sample in new}
         progress(len(samples), len(rows) * sampling.num_samples)
+    samples = {sample.key: sample for sample in crew.gather(list(samples.values()))}
     return [samples[row, sample] for row in range(len(rows)) for sample in range(sampling.num_samples)]
 
 
