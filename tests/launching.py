@@ -1,4 +1,4 @@
-"""Several real processes for one test (torchrun, gloo), which end with it: a hang fails, and leaves nothing behind."""
+"""Several real processes for one test (torchrun, gloo), which end with it: a hang fails and leaves nothing behind."""
 
 from __future__ import annotations
 

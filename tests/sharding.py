@@ -1,4 +1,4 @@
-"""What lets accelerate split a model between processes on a CPU, for workers of tests: it means to on accelerators."""
+"""What lets accelerate split a model between CPU processes, for workers of tests: it means to on accelerators."""
 
 from __future__ import annotations
 

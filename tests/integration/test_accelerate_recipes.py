@@ -159,8 +159,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     stand_in(
         folder,
         "srun",
-        'while [[ $1 == --* ]]; do if [[ $1 == *=* ]]; then shift; else\n'
-        '  [[ $1 == --nodelist ]] && list=$2; shift 2; fi; done\n'
+        "while [[ $1 == --* ]]; do if [[ $1 == *=* ]]; then shift; else\n"
+        "  [[ $1 == --nodelist ]] && list=$2; shift 2; fi; done\n"
         'id=0; for node in ${list//,/ }; do SLURM_NODEID=$id NODE=$node "$@"; id=$((id + 1)); done\n',
     )
     program = "import json, os, sys; print(json.dumps([os.environ['NODE'], *sys.argv[1:]]))"
@@ -172,7 +172,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
         environment = {**os.environ, **variables, "PATH": f"{folder}:{os.environ['PATH']}"}
         script = str(FOLDER / "train.sbatch")
         subprocess.run(
-            ["bash", script, *arguments], env={**environment, "SLURM_JOB_NODELIST": nodes}, check=True, timeout=120,
+            ["bash", script, *arguments],
+            env={**environment, "SLURM_JOB_NODELIST": nodes},
+            check=True,
+            timeout=120,
             cwd=ROOT,
         )
         lines = [json.loads(line) for line in log.read_text().splitlines()]

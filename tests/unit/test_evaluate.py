@@ -243,9 +243,9 @@ def test_processes_that_share_the_work_come_to_the_same_numbers(model: Any, toke
         for index in range(count):
             task = Starts()
 
-            def gather(own: list[Any]) -> list[Any]:
+            def gather(own: list[Any], so_far: list[Any] = so_far) -> list[Any]:
                 so_far.extend(own)
-                return so_far if len(so_far) == 64 else [*so_far, *missing(so_far)]  # noqa: B023 (called at once)
+                return so_far if len(so_far) == 64 else [*so_far, *missing(so_far)]
 
             shared = run(model, tokenizer, task, batch_size=24, crew=Crew(index, count, gather))
             drawn.append(len(task.completions))
