@@ -86,7 +86,13 @@ def parse_verl(words: Sequence[str]) -> dict[str, str]:
         "-m",
         "verl.trainer.main_ppo",
     ]
-    overrides = dict(word.split("=", 1) for word in words[3:])
+    given, recipe = list(words[3:]), {}
+    if given[0] == "--config-dir":
+        _, folder, flag, name, *given = given
+        assert flag == "--config-name"
+        assert (Path(folder) / f"{name}.yaml").is_file()
+        recipe = {"trainer.v1.trainer_mode": "scgrpo"}  # tests/cluster/test_recipes.py reads them
+    overrides = recipe | dict(word.split("=", 1) for word in given)
     assert overrides["trainer.v1.trainer_mode"] == "scgrpo"
     own = {key for key in overrides if ".scgrpo." in key}
     assert all(key.startswith("+") for key in own), "new keys need a leading + in hydra"
