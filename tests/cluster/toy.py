@@ -122,3 +122,8 @@ def make_inputs(folder: Path, questions: Sequence[str] = (), reward: str = REWAR
     pq.write_table(pa.Table.from_pylist(rows[:4]), inputs.val)
     inputs.reward.write_text(reward)
     return inputs
+
+
+def shout(messages: list[dict[str, Any]], demonstration: str, verified: bool) -> list[dict[str, Any]]:
+    """A teacher's prompt of one's own."""
+    return [*messages, {"role": "user", "content": demonstration}]

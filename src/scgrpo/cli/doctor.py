@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from importlib.metadata import entry_points
@@ -16,6 +17,7 @@ from scgrpo.errors import ConfigError, MissingExtraError, ScgrpoError
 
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "verl", "ray", "TransferQueue")
 _GROUP, _NAME = "verl.plugins", "scgrpo"
+_DEFAULT = "ppo_trainer"
 _POLICY = "VERL_USE_EXTERNAL_PLUGINS"
 
 
@@ -23,12 +25,15 @@ def doctor_command(argv: Sequence[str]) -> int:
     """Exit codes: 0 nothing is wrong, 1 something is."""
     args = _parser().parse_args(argv)
     _show_versions()
+    asked = bool(args.overrides or args.config_dir or args.config_name != _DEFAULT)
     if not args.verl:
-        if args.overrides or args.config_name != _parser().get_default("config_name"):
+        if asked:
             raise ConfigError("verl's settings without --verl.", "Write: scgrpo doctor --verl [settings].")
         return 0
-    problems = list(_plugin_problems())
-    if not problems:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # verl's, about the engines that are not installed
+        problems = list(_plugin_problems())
+    if not problems and asked:
         problems = _would_run(args)
     for problem in problems:
         print(f"PROBLEM: {problem}")
@@ -40,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scgrpo doctor", description="What is installed, and whether it fits.")
     parser.add_argument("--verl", action="store_true", help="load the plug-in as verl does, but loudly")
     parser.add_argument("--config-dir", type=Path, help="folder of a recipe, as for verl.trainer.main_ppo")
-    parser.add_argument("--config-name", default="ppo_trainer", help="recipe, as for verl.trainer.main_ppo")
+    parser.add_argument("--config-name", default=_DEFAULT, help="recipe, as for verl.trainer.main_ppo")
     parser.add_argument("overrides", nargs="*", help="settings, as for verl.trainer.main_ppo")
     return parser
 
