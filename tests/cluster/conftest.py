@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +20,10 @@ def has_verl() -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+if has_verl():  # tests that are told to stop end what they started
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

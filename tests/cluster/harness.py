@@ -42,6 +42,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_enable_worker_prestart": "0",  # idle workers would take the cores from those that work
     "RAY_prestart_worker_first_driver": "0",
+    "DRIVER_FORKS": "1",  # read by driver.py alone
 }
 
 
@@ -63,7 +64,7 @@ def settings(inputs: Inputs, folder: Path, mode: str = "sync", workers: int = 2,
         "data.val_files": inputs.val,
         "data.train_batch_size": 4,
         "data.max_prompt_length": 64,
-        "data.max_response_length": 16,
+        "data.max_response_length": 24,
         "data.shuffle": False,
         "data.dataloader_num_workers": 0,
         "reward.custom_reward_function.path": inputs.reward,
@@ -107,6 +108,11 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
         return "null" if value is None else f"'{value}'" if isinstance(value, Path) else str(value)
 
     return [f"{name}={text(value)}" for name, value in values.items()]
+
+
+# How verl is started: as users do; or with workers forked from the driver, which saves half of the time.
+COMMAND = (sys.executable, "-m", "verl.trainer.main_ppo")
+FORKING = (sys.executable, str(HERE / "driver.py"))
 
 
 @dataclass
@@ -214,7 +220,7 @@ def started(
     overrides: Sequence[str],
     modules: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
-    command: Sequence[str] = (sys.executable, "-m", "verl.trainer.main_ppo"),
+    command: Sequence[str] = FORKING,
 ) -> Iterator[Run]:
     """Start a run, and end everything it started on the way out.
 
@@ -231,6 +237,8 @@ def started(
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "RAY_TMPDIR": str(ray_folder),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": uuid.uuid4().hex,  # or Ray writes one to the home folder
         MARK: mark,
         **(environment or {}),
     }

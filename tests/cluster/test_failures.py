@@ -27,7 +27,7 @@ def training(
     [
         ("ray::AgentLoopWorker", 1, "RolloutError: An agent loop worker has died"),
         ("ray::HFServer", 1, "RolloutError: Every rollout of this step failed"),
-        ("ray::WorkerDict", 2, "ActorDiedError"),
+        ("ray::WorkerDict", 2, "RayTaskError(ActorDiedError)"),
     ],
 )
 def test_a_killed_actor_ends_the_run(inputs: Inputs, tmp_path: Path, victim: str, workers: int, reason: str) -> None:

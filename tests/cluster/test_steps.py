@@ -1,4 +1,4 @@
-"""Two whole steps of verl's own trainer on a CPU: what everything else here stands on."""
+"""Two whole steps on a CPU, started as users start them: what everything else here stands on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
-from harness import LONG, as_overrides, settings, started
+from harness import COMMAND, LONG, as_overrides, settings, started
 from toy import Inputs
 
 
 @pytest.fixture(scope="module")
 def run(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("sync")
-    with started(folder, as_overrides(settings(inputs, folder))) as run:
+    folder = tmp_path_factory.mktemp("steps")
+    values = settings(inputs, folder, mode="scgrpo")
+    with started(folder, as_overrides(values), command=COMMAND) as run:
         run.code = run.wait(LONG)
         yield run
 
@@ -35,6 +36,10 @@ def test_the_toy_rollout_samples_from_the_live_weights(run) -> None:
     updates = re.findall(r"hf_cpu weights: step (\d), .* missing \[\], unexpected \[\], sum (\S+)", run.output)
     assert [step for step, _ in updates] == ["0", "1", "2"]
     assert len({total for _, total in updates}) == 3  # two steps changed them
+
+
+def test_demonstrations_are_shown(run) -> None:
+    assert all(entry["credit/demonstration_frac"] > 0 for entry in run.metrics)
 
 
 def test_nothing_is_left_behind(inputs: Inputs, tmp_path: Path) -> None:

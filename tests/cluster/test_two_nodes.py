@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-from harness import HERE, LONG, as_overrides, settings, started
+from harness import LONG, as_overrides, settings, started
 from toy import Inputs
 
 
@@ -21,12 +20,11 @@ def test_two_steps_on_two_nodes(inputs: Inputs, tmp_path: Path) -> None:
         "+ray_kwargs.ray_init.object_store_memory": None,
     }
     values = settings(inputs, tmp_path, mode="scgrpo") | here
-    command = (sys.executable, str(HERE / "two_nodes.py"))
-    with started(tmp_path, as_overrides(values), command=command) as run:
+    with started(tmp_path, as_overrides(values), environment={"DRIVER_NODES": "2"}) as run:
         run.wait_for("Training Progress", LONG)
         nodes = {run.parent(worker) for worker in run.processes("ray::WorkerDict")}
         code = run.wait(LONG)
     assert code == 0, run.output[-6000:]
     assert len(nodes) == 2  # one worker under each node's raylet
     assert [entry["training/global_step"] for entry in run.metrics] == [1, 2]
-    assert all(entry["credit/routed_frac"] > 0 for entry in run.metrics)
+    assert all(entry["credit/demonstration_frac"] > 0 for entry in run.metrics)

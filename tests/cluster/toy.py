@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>"]
-LETTERS = string.ascii_lowercase[:8]  # few words: most answers end of themselves
-WORDS = ["\n", "system", "user", "assistant", *LETTERS]
+LETTERS = "abcdefgh"
+WORDS = ["\n", "system", "user", "assistant", *LETTERS]  # few, so that most answers of 24 tokens end
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -66,7 +65,7 @@ def build_tokenizer() -> Any:
     return tokenizer
 
 
-def build_model(tokenizer: Any, seed: int = 0) -> Any:
+def build_model(tokenizer: Any, seed: int = 2) -> Any:
     """Logits sharp enough that contexts matter."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -94,8 +93,7 @@ def build_model(tokenizer: Any, seed: int = 0) -> Any:
 
 
 def prompts(count: int = 16) -> list[str]:
-    """Two letters each, all different for up to 64 of them."""
-    return [f"{LETTERS[i % 8]} {LETTERS[(i + i // 8) % 8]}" for i in range(count)]
+    return [f"{LETTERS[i % 8]} {LETTERS[(3 * i + i // 8) % 8]}" for i in range(count)]
 
 
 def make_inputs(folder: Path, questions: Sequence[str] = (), reward: str = REWARD) -> Inputs:
@@ -111,7 +109,7 @@ def make_inputs(folder: Path, questions: Sequence[str] = (), reward: str = REWAR
     rows = [
         {
             "data_source": "toy",
-            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": question}],
+            "prompt": [{"role": "system", "content": "a b"}, {"role": "user", "content": question}],
             "ability": "toy",
             "reward_model": {"style": "rule", "ground_truth": "even"},
             "extra_info": {"index": index},
