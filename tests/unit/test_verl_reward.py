@@ -110,6 +110,7 @@ def test_what_verl_is_told() -> None:
         "graded": 1.0,
         "verdict": "graded",
         "detail": "p1",
+        "problem_id": "p1",
     }
     half = compute_score("odd", "half", "", extra())
     assert (half["score"], half["acc"], half["acc_graded"]) == (0.5, 0.0, 0.0), "the task's threshold is 0.75"

@@ -80,7 +80,8 @@ class EnvironmentLoop(AgentLoopBase):
             tool_calls=time.perf_counter() - started - turns.seconds,  # environments, and waiting for them
             num_preempted=turns.num_preempted,
         )
-        return _outputs(played, prompt, metrics, turns.extra_fields, task.success_threshold)
+        reward = reward_fields(played.episode.verdict, task.success_threshold, problem.row["problem_id"])
+        return _outputs(played, prompt, metrics, turns.extra_fields, reward)
 
     def _task_options(self) -> Mapping[str, Any]:
         """Where the reward function's are: in one place for both."""
@@ -119,10 +120,9 @@ def _outputs(
     prompt: list[Message],
     metrics: AgentLoopMetrics,
     extra_fields: Mapping[str, Any],
-    success_threshold: float,
+    reward: Mapping[str, Any],
 ) -> AgentLoopOutput | list[AgentLoopOutput]:
     episode = played.episode
-    reward = reward_fields(episode.verdict, success_threshold)
 
     def output(ids: list[int], messages: list[Message], part: slice) -> AgentLoopOutput:
         return AgentLoopOutput(
@@ -136,7 +136,7 @@ def _outputs(
             extra_fields={
                 **_VERL_FIELDS,
                 **extra_fields,
-                "reward_extra_info": reward,
+                "reward_extra_info": dict(reward),
                 PROMPT_MESSAGES: messages,
                 TRANSCRIPT: None,
                 "done": episode.done,

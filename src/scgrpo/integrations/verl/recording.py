@@ -110,12 +110,13 @@ class VerlRecorder:
         """Results of a validation: of each completion its data source and what its reward function returned."""
         scores, verdicts = infos["reward"], infos.get("verdict") or [None] * len(infos["reward"])
         decided = infos.get(self.settings.success_metric or "reward") or scores
+        names = infos.get("problem_id") or [None] * len(scores)
         sampling = self.config.actor_rollout_ref.rollout.val_kwargs
         for source in dict.fromkeys(sources):
             rows = [row for row, other in enumerate(sources) if other == source]
             problems: dict[str, list[int]] = {}
             for row in rows:
-                problems.setdefault(_problem_id(self._prompts[row]), []).append(row)
+                problems.setdefault(names[row] or _problem_id(self._prompts[row]), []).append(row)
             graded = [verdicts[row] in (None, "", Status.GRADED) and scores[row] is not None for row in rows]
             of_row = dict(zip(rows, graded, strict=True))
             record = _record(

@@ -44,12 +44,14 @@ def compute_score(
         deadline_s: wall-clock seconds for a verdict, waiting for a free worker included.
 
     Returns:
-        `verdicts.reward_fields`: score, acc, acc_graded, graded, verdict, detail.
+        `verdicts.reward_fields`: score, acc, acc_graded, graded, verdict, detail, problem_id.
     """
     try:
         problem = read_problem(extra_info)
         task = opened_task(problem, task_options)
     except Exception as error:  # noqa: BLE001 (a task's module and factory may be anything)
-        return reward_fields(checked(failed(error), str(data_source)), 0.0)
+        problem_id = extra_info.get("problem_id", "") if isinstance(extra_info, Mapping) else ""
+        return reward_fields(checked(failed(error), str(data_source)), 0.0, problem_id)
     verdict = graded(task, solution_str, problem.row, deadline_s)
-    return reward_fields(verdict, task.success_threshold if success_threshold is None else success_threshold)
+    threshold = task.success_threshold if success_threshold is None else success_threshold
+    return reward_fields(verdict, threshold, problem.row["problem_id"])

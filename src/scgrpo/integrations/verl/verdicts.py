@@ -12,6 +12,7 @@ What verl carries beside a reward (`reward_fields`), under `extra_fields["reward
     graded       1.0 or 0.0; its mean is the share of verdicts
     verdict      graded, error or timeout
     detail       of the verdict, cut
+    problem_id   of the row: verl gives prompts new ids, and validations are compared by problem
 
 Broken is not wrong: a trainer has to leave rollouts whose verdict is not `graded` out of their groups. verl's metrics
 pass over texts.
@@ -125,7 +126,7 @@ def checked(verdict: Verdict, name: str) -> Verdict:
     return verdict
 
 
-def reward_fields(verdict: Verdict, success_threshold: float) -> dict[str, Any]:
+def reward_fields(verdict: Verdict, success_threshold: float, problem_id: Any) -> dict[str, Any]:
     """A verdict as verl carries it: the same keys whatever it is."""
     is_graded = verdict.status is Status.GRADED
     solved = float(is_graded and verdict.score >= success_threshold)
@@ -136,4 +137,5 @@ def reward_fields(verdict: Verdict, success_threshold: float) -> dict[str, Any]:
         "graded": float(is_graded),
         "verdict": verdict.status.value,
         "detail": verdict.detail[:_DETAIL_CHARS],
+        "problem_id": str(problem_id),
     }
