@@ -58,3 +58,9 @@ def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.communicate()
+
+
+def failure(result: subprocess.CompletedProcess[str]) -> str:
+    """Why it failed: what the processes said, or else the launcher."""
+    own = [line for line in result.stderr.splitlines() if line.startswith("[rank")]
+    return "\n".join(own)[-3000:] or result.stderr[-3000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,12 +20,19 @@ ZERO3: dict[str, Any] = {
 }
 
 
+# Seconds a process waits for another.
+GROUP_PATIENCE = 240
+
+
 def is_on(name: str) -> bool:
     return os.environ.get(f"ACCELERATE_USE_{name}") == "true"
 
 
 def shard_on_the_cpu() -> None:
-    """As the environment asks for."""
+    """As the environment asks for, with a process group that does not wait for ever: accelerate takes one that there
+    is, and gives its own half an hour on a CPU, whatever `ddp_timeout` says."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_on("DEEPSPEED"):
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=GROUP_PATIENCE))
     if is_on("FSDP"):
         _let_fsdp_shard()
     if is_on("DEEPSPEED"):

@@ -40,7 +40,6 @@ def train(out: Path, pattern: str, loss_type: str, kind: str, processes: int) ->
         num_iterations=2 if kind == "twice" else 1,
         loss_type=loss_type,
         dynamic_sampling_max_rounds=int(kind == "refilled"),
-        ddp_timeout=240,  # seconds until a process that waits for another fails, and says where
         credit=kind if kind in ("entropy", "rlcsd_weight") else "sc_grpo",
         trainer_options={"peft_config": LoraConfig(**lora)} if kind == "lora" else {},
         **({"use_cpu": False, "deepspeed": ZERO3} if is_on("DEEPSPEED") else {}),

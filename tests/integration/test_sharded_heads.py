@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from _sharded_worker import LAYOUTS, MAX_TOKENS, SHARES, SPLITS, vocabulary_case
-from launching import launch
+from launching import failure, launch
 
 from scgrpo.divergence import token_evidence_reference
 
@@ -21,7 +21,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found."""
     folder = tmp_path_factory.mktemp("sharded")
     result = launch(2, [str(WORKER), str(folder)])
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, failure(result)
     return [torch.load(folder / f"found-{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import launch
+from launching import failure, launch
 
 WORKER = Path(__file__).parent / "_distillation_worker.py"
 METHODS = ["opd", "opsd", "sdpo", "grpo_kl"]
@@ -17,7 +17,7 @@ def run(processes: int, folder: Path) -> list[dict[str, Any]]:
     """What each process saw, by method."""
     folder.mkdir()
     result = launch(processes, [str(WORKER), str(folder), *METHODS])
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, failure(result)
     return [torch.load(folder / f"seen-{rank}.pt", weights_only=True) for rank in range(processes)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import SHARDINGS, launch
+from launching import SHARDINGS, failure, launch
 
 WORKER = Path(__file__).parent / "_distributed_worker.py"
 # Three groups of four over two processes of six rows: the second group lies on both.
@@ -51,7 +51,7 @@ def run(processes: int, folder: Path, settings: dict[str, str]) -> list[dict[str
     folder.mkdir()
     # A pass that one process runs and the other does not would wait for ever.
     result = launch(processes, [str(WORKER), str(folder), *CASES], settings)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.returncode == 0, failure(result)
     return [torch.load(folder / f"seen-{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
