@@ -46,7 +46,12 @@ class Probe(SCGRPOTrainer):
         super()._record(sessions, groups, plan, evidence, credit, shown, prompts)
 
     def _compute_advantage(self, batch: Any, metrics: Any) -> Any:
-        done = super()._compute_advantage(batch, metrics)
+        write, written = transfer.write_advantages, []
+        transfer.write_advantages = lambda *args: written.append(True) or write(*args)
+        try:
+            done = super()._compute_advantage(batch, metrics)
+        finally:
+            transfer.write_advantages = write
         advantages, _ = transfer.read_advantages(batch)
         scores = transfer.read(batch)["rm_scores"].unbind()
         found = {
@@ -54,6 +59,7 @@ class Probe(SCGRPOTrainer):
             "keys": list(batch.keys),
             "padding": [bool(tag.get("is_padding", False)) for tag in batch.tags],
             "scores": [float(row.sum()) for row in scores],
+            "written": bool(written),
             "before": self.before,
             "after": advantages,
             **self.seen,

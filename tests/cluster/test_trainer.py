@@ -116,19 +116,20 @@ def test_a_run_directory_like_any_other(run: Run, capsys: pytest.CaptureFixture[
 
 
 def test_uniform_credit_is_verls_own_step(inputs: Inputs, tmp_path: Path) -> None:
-    """The same metrics, to the last digit, and the same weights sent to the rollout engine."""
-    found = {}
-    for mode, more in (("sync", {}), ("scgrpo", {"+trainer.v1.scgrpo.credit": "uniform"})):
-        folder = tmp_path / mode
-        with started(folder, as_overrides(settings(inputs, folder, mode=mode) | more)) as run:
-            assert run.wait(LONG) == 0, run.output[-6000:]
-            sums = [line.rsplit("sum ", 1)[1] for line in run.output.splitlines() if "hf_cpu weights" in line]
-            found[mode] = (run.metrics, sums)
-    (plain, plain_sums), (ours, our_sums) = found["sync"], found["scgrpo"]
-    assert len(set(plain_sums)) == 3
-    assert our_sums == plain_sums
-    for theirs, own in zip(plain, ours, strict=True):
-        same = [
-            name for name in theirs if name.startswith(("actor/", "critic/", "response")) and "memory" not in name
-        ]
-        assert {name: own[name] for name in same} == {name: theirs[name] for name in same}
+    """Not an advantage is touched. Metrics are those of verl's own trainer but for rounding: verl orders a batch by
+    random ids and by who was done first, and sums in that order."""
+    plain, ours = tmp_path / "sync", tmp_path / "uniform"
+    with started(plain, as_overrides(settings(inputs, plain, mode="sync"))) as run:
+        assert run.wait(LONG) == 0, run.output[-6000:]
+        expected = run.metrics
+    values = settings(inputs, ours, mode="scgrpo_probe") | {"+trainer.v1.scgrpo.credit": "uniform"}
+    with started(ours, as_overrides(values), modules=["probe"], environment={"PROBE_FOLDER": str(ours)}) as run:
+        assert run.wait(LONG) == 0, run.output[-6000:]
+        found = run.metrics
+    for step in (1, 2):
+        seen = torch.load(ours / f"step-{step}.pt", weights_only=True)
+        assert not seen["written"]
+        assert all(torch.equal(a, b) for a, b in zip(seen["before"], seen["after"], strict=True))
+    names = ["actor/pg_loss", "actor/grad_norm", "actor/entropy", "critic/score/mean", "response_length/mean"]
+    for theirs, own in zip(expected, found, strict=True):
+        assert {name: own[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, rel=1e-4)
