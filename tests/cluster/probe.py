@@ -39,11 +39,12 @@ class Probe(SCGRPOTrainer):
         }
         return super()._assign_credit(sessions, advantages, metrics)
 
-    def _record(self, sessions, groups, plan, evidence, credit, shown, prompts) -> None:
-        parts = {"groups": groups, "plan": plan, "evidence": evidence, "credit": credit}
-        self.seen |= {name: _plain(part) for name, part in parts.items()}
-        self.seen |= {"teacher_prompts": prompts, "shown": {row: d.text for row, d in shown.items()}}
-        super()._record(sessions, groups, plan, evidence, credit, shown, prompts)
+    def _record(self, decided: Any) -> None:
+        for name in ("groups", "plan", "evidence", "credit"):
+            self.seen[name] = _plain(getattr(decided, name))
+        prompts = {pair: list(ids) for pair, ids in decided.teacher_prompts.items()}
+        self.seen |= {"teacher_prompts": prompts, "shown": {row: d.text for row, d in decided.shown.items()}}
+        super()._record(decided)
 
     def _compute_advantage(self, batch: Any, metrics: Any) -> Any:
         write, written = transfer.write_advantages, []

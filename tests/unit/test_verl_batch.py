@@ -22,7 +22,7 @@ def row(key: str, response: list[int], reward: float, **more: Any) -> dict[str, 
     return {
         "key": key,
         "raw_prompt": [{"role": "user", "content": key.split("_")[0]}],
-        "prompts": torch.tensor([1, 2]),
+        "prompts": torch.tensor(more.pop("prompt", [1, 2])),
         "responses": torch.tensor(response),
         "response_mask": torch.tensor(more.pop("mask", [1] * len(response))),
         "rm_scores": scores,
@@ -50,19 +50,19 @@ def groups_of(sessions: Any, advantages: list[Tensor], **settings: Any):
 def test_groups_of_uids_whatever_the_order_and_padding_left_out() -> None:
     rows = [
         row("b_1_0", [5, EOS], 0.0, advantage=-1.0),
-        row("a_0_0", [5, 6, EOS], 1.0, advantage=1.0),
+        row("a_10_0", [5, 6, EOS], 1.0, advantage=1.0, prompt=[2]),
         row("pad3_0_0", [EOS], 0.0, tag={"is_padding": True}),
         row("b_0_0", [7, EOS], 1.0),
-        row("a_1_0", [8, 8, 8, 8], 0.0, advantage=-1.0),
+        row("a_9_0", [8, 8, 8, 8], 0.0, advantage=-1.0, prompt=[2]),
     ]
     sessions, groups = read(rows)
-    assert [s.uid for s in sessions] == ["b", "b", "a", "a"]
-    assert [s.outputs[0].row for s in sessions] == [3, 0, 1, 4]
+    assert [s.uid for s in sessions] == ["b", "b", "a", "a"]  # by prompt, then by session
+    assert [s.outputs[0].row for s in sessions] == [3, 0, 4, 1]
     assert groups.group.tolist() == [0, 0, 1, 1]
-    assert groups.solved.tolist() == [True, False, True, False]
-    assert groups.truncated.tolist() == [False, False, False, True]  # cut off at the limit
-    assert groups.advantages.tolist() == [0.5, -1.0, 1.0, -1.0]
-    assert groups.lengths.tolist() == [2, 2, 3, 4]
+    assert groups.solved.tolist() == [True, False, False, True]
+    assert groups.truncated.tolist() == [False, False, True, False]  # cut off at the limit
+    assert groups.advantages.tolist() == [0.5, -1.0, -1.0, 1.0]
+    assert groups.lengths.tolist() == [2, 2, 4, 3]
     assert groups.rewards[0].tolist() == [0.0, 1.0, 0.0, 0.0]
     assert groups.step == 3
     assert sessions[0].source == {"data_source": "toy", "problem_id": "p-b"}

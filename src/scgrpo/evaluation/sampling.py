@@ -74,19 +74,12 @@ def evaluate(
         VerifierError: the task does not return a verdict for each completion.
         RunError: `out` holds another evaluation, or cannot be written.
     """
-    rows = task.rows("eval") if rows is None else rows
-    if not rows:
-        raise DataError("There are no rows to evaluate on.", "Check the task's data, or pass rows.")
+    rows = _rows_of(task, rows)
     ks, num_samples = _counts(k, num_samples)
     sampling = Sampling(num_samples, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
     sampler: Sampler = model if isinstance(model, Sampler) else TransformersSampler(model, tokenizer)
     kwargs = dict(chat_template_kwargs or {})
-    crew = crew or Crew()
-    if crew.in_step and isinstance(task, EnvironmentTask):
-        raise ConfigError(
-            "Conversations end after different numbers of turns, which processes that share weights cannot wait for.",
-            "Evaluate on whole weights: scgrpo eval --run, after the training.",
-        )
+    crew = (crew or Crew()).checked(task)
     draws = _draws_of(sampler, tokenizer, task, rows, sampling, kwargs)
     with _opened(out, sampler, task, rows, sampling, kwargs) as known:
         samples = _sampled(draws, task, rows, sampling, known, out, progress or (lambda done, total: None), crew)
@@ -113,6 +106,16 @@ class Crew:
     gather: Callable[[list[Any]], list[Any]] = list
     in_step: bool = False
 
+    def checked(self, task: Task) -> Crew:
+        """Itself, if it can evaluate this task; raises ConfigError otherwise."""
+        if self.in_step and isinstance(task, EnvironmentTask):
+            raise ConfigError(
+                "Conversations end after different numbers of turns, which processes that share weights cannot wait "
+                "for.",
+                "Evaluate on whole weights: scgrpo eval --run, after the training.",
+            )
+        return self
+
     def turns(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, bool]]:
         """This process's batches, and whether each counts."""
         for first in range(0, len(batches), self.count):
@@ -120,6 +123,13 @@ class Crew:
                 yield batches[first + self.index], True
             elif self.in_step:
                 yield batches[-1], False
+
+
+def _rows_of(task: Task, rows: Sequence[Row] | None) -> Sequence[Row]:
+    rows = task.rows("eval") if rows is None else rows
+    if not rows:
+        raise DataError("There are no rows to evaluate on.", "Check the task's data, or pass rows.")
+    return rows
 
 
 def _counts(k: int | Sequence[int], num_samples: int | None) -> tuple[list[int], int]:

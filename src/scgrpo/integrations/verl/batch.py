@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scgrpo.credit import Groups
+from scgrpo.credit import Credit, Groups
 from scgrpo.errors import ConfigError, NonFiniteError, RunError
 from scgrpo.integrations.verl.settings import VerlSettings
 from scgrpo.tasks.base import Status, Verdict
 
 FIELDS = (
-    *("uid", "raw_prompt", "prompts", "responses", "response_mask", "rm_scores", "extra_fields"),
-    *("advantages", "returns", "old_log_probs", "extra_info", "data_source"),
+    *("raw_prompt", "prompts", "responses", "response_mask", "rm_scores"),
+    *("extra_fields", "extra_info", "data_source"),
 )
 
 
@@ -110,6 +110,9 @@ class Session:
 def read_sessions(keys: Sequence[str], tags: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> list[Session]:
     """Sessions of a batch, those of one group together; rows verl added as padding are left out.
 
+    verl orders a batch by random ids and by who was done first. Here it is ordered by prompt and session, so that the
+    same rollouts get the same demonstrations.
+
     Args:
         data: the `FIELDS` of the rows, nested tensors and lists.
 
@@ -118,18 +121,19 @@ def read_sessions(keys: Sequence[str], tags: Sequence[Mapping[str, Any]], data: 
         NonFiniteError: an infinite reward.
     """
     columns = {name: _rows(data, name, len(keys)) for name in FIELDS}
-    found: dict[str, dict[tuple[str, str], dict[int, int]]] = {}
+    found: dict[str, dict[int, dict[int, int]]] = {}
     for row, (key, tag) in enumerate(zip(keys, tags, strict=True)):
         parts = key.rsplit("_", 2)
-        if len(parts) != 3 or not parts[2].isdigit():
+        if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
             raise RunError(f"verl's row key {key!r} is not uid_session_index.", "Install verl>=0.9,<0.10.")
         if not tag.get("is_padding", False):
-            found.setdefault(parts[0], {}).setdefault((parts[0], parts[1]), {})[int(parts[2])] = row
-    return [
-        _session(uid, [rows[index] for index in sorted(rows)], columns)
+            found.setdefault(parts[0], {}).setdefault(int(parts[1]), {})[int(parts[2])] = row
+    groups = [
+        [_session(uid, [rows[index] for index in sorted(rows)], columns) for _, rows in sorted(sessions.items())]
         for uid, sessions in found.items()
-        for _, rows in sorted(sessions.items())
     ]
+    groups.sort(key=lambda sessions: sessions[0].outputs[0].prompt_ids)
+    return [session for sessions in groups for session in sessions]
 
 
 def read_groups(
@@ -178,6 +182,21 @@ def read_groups(
         step=step,
         completion_ids=ids,
     )
+
+
+def distribute(credit: Credit, groups: Groups, sessions: Sequence[Session], advantages: list[Tensor]) -> bool:
+    """Put credit into the advantages of verl's rows, and say whether any changed; rows whose advantages stay as they
+    are keep their very tensors."""
+    changed = False
+    for row, session in enumerate(sessions):
+        if torch.equal(credit.advantages[row], groups.advantages[row].expand_as(credit.advantages[row])):
+            continue
+        changed, first = True, 0
+        for output in session.outputs:
+            own = credit.advantages[row, first : first + len(output)] * output.mask
+            advantages[output.row] = own.to(advantages[output.row].dtype)
+            first += len(output)
+    return changed
 
 
 def lonely(sessions: Sequence[Session]) -> set[str]:

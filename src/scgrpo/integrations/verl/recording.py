@@ -10,19 +10,25 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
+from scgrpo.credit import Credit, Evidence, Groups, Plan
 from scgrpo.errors import RunError
 from scgrpo.evaluation.metrics import ProblemResult, avg_at_k, mean_pass_at_k
 from scgrpo.integrations.recording import rollout_rows
-from scgrpo.integrations.rollouts import ScoredBatch
+from scgrpo.integrations.rollouts import Rollouts, ScoredBatch
+from scgrpo.integrations.verl.batch import Session
+from scgrpo.integrations.verl.prompts import completion_messages
 from scgrpo.integrations.verl.settings import VerlSettings
 from scgrpo.runs import RunDirectory
-from scgrpo.tasks.base import Status, Verdict
+from scgrpo.tasks.base import Status
+from scgrpo.teacher.prompts import Demonstration
 
 # TRL's name of what verl calls otherwise.
 NAMES = {
@@ -38,6 +44,24 @@ NAMES = {
     "credit/teacher_pass_s": "timing/scoring_s",
 }
 _LOSS_TYPES = {"seq-mean-token-mean": "grpo", "token-mean": "dapo", "seq-mean-token-sum-norm": "dr_grpo"}
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A batch with its credit.
+
+    Attributes:
+        sessions: the rollouts, in the order of `groups`.
+        shown: demonstrations by row number. teacher_prompts: by pair of the plan, of its first output.
+    """
+
+    sessions: Sequence[Session]
+    groups: Groups
+    plan: Plan
+    evidence: Evidence
+    credit: Credit
+    shown: Mapping[int, Demonstration]
+    teacher_prompts: Mapping[int, Sequence[int]]
 
 
 class VerlRecorder:
@@ -97,10 +121,31 @@ class VerlRecorder:
         every = self.settings.rollouts_every
         return bool(every) and ((step - 1) % every == 0 or step == last)
 
-    def rollouts(self, batch: ScoredBatch, tokenizer: Any, verdicts: Sequence[Verdict]) -> None:
-        """A few groups of a batch."""
+    def rollouts(self, decided: Decided, step: int, tokenizer: Any, decode: Callable[[Sequence[int]], str]) -> None:
+        """A few groups of a batch, sampled after so many steps."""
+        sessions = decided.sessions
+        batch = ScoredBatch(
+            step=step,
+            first=0,
+            rollouts=Rollouts(
+                inputs=[session.source for session in sessions],
+                prompts=[session.messages for session in sessions],
+                completions=[completion_messages(session, decode) for session in sessions],
+                completion_ids=[session.completion_ids for session in sessions],
+                rewards=torch.tensor([[session.reward] for session in sessions]),
+            ),
+            reward_names=["reward"],
+            prompt_ids=[session.outputs[0].prompt_ids for session in sessions],
+            groups=decided.groups,
+            plan=decided.plan,
+            evidence=decided.evidence,
+            credit=decided.credit,
+            demonstrations=decided.shown,
+            teacher_prompt_ids=decided.teacher_prompts,
+        )
+        verdicts = [session.verdict for session in sessions]
         rows = rollout_rows(batch, tokenizer, num_groups=self.settings.rollouts_groups, verdicts=verdicts)
-        self.run.write_rollouts(batch.step, rows)
+        self.run.write_rollouts(step, rows)
 
     def validated(self, prompts: Sequence[str]) -> None:
         """Prompts of the completions that `validation` is about, in its order."""

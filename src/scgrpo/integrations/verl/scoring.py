@@ -141,6 +141,22 @@ def score_pairs(
     return _evidence(worker_group.compute_log_prob(data), order, pairs, width)
 
 
+def joined(
+    found: Evidence, pairs: Sequence[Pair], places: Sequence[tuple[int, int]], count: int, width: int
+) -> Evidence:
+    """Evidence (`count`, `width`) of the pairs of a plan, whose completions consist of those scored.
+
+    Args:
+        found: of what was scored. places: of each, the pair of the plan it belongs to, and its first token there.
+    """
+    fields = torch.stack([getattr(found, name) for name in FIELDS])
+    whole = torch.zeros(len(FIELDS), count, width)
+    for row, (pair, (number, first)) in enumerate(zip(pairs, places, strict=True)):
+        length = len(pair.completion_ids)
+        whole[:, number, first : first + length] = fields[:, row, :length]
+    return Evidence(*whole)
+
+
 def _shared_out(
     rows: list[dict[str, Tensor]], processes: int, multiple: int
 ) -> tuple[list[int], list[dict[str, Tensor]]]:

@@ -26,16 +26,15 @@ from torch import Tensor
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from scgrpo.credit import Credit, Evidence, Groups, Plan
+from scgrpo.credit import Evidence, Groups, Plan
 from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.integrations.past import PastSolutions
-from scgrpo.integrations.rollouts import Rollouts, ScoredBatch
 from scgrpo.integrations.verl import setup, transfer
-from scgrpo.integrations.verl.batch import Session, lonely, read_groups, read_sessions
+from scgrpo.integrations.verl.batch import Session, distribute, lonely, read_groups, read_sessions
 from scgrpo.integrations.verl.prompts import completion_messages
-from scgrpo.integrations.verl.recording import VerlRecorder
-from scgrpo.integrations.verl.scoring import score_pairs
+from scgrpo.integrations.verl.recording import Decided, VerlRecorder
+from scgrpo.integrations.verl.scoring import joined, score_pairs
 from scgrpo.integrations.verl.settings import read_settings
 from scgrpo.integrations.verl.waiting import watch
 from scgrpo.tasks.base import Status
@@ -115,9 +114,8 @@ class SCGRPOTrainer(PPOTrainerSync):
             own |= {f"{name}_frac": count / max(1, len(of_all)) for name, count in counts.items()}
             own["teacher_pass_s"] = time.perf_counter() - start
         metrics.update({f"credit/{name}": value for name, value in own.items()})
-        changed = self._distribute(sessions, credit, groups, advantages)
-        self._record(sessions, groups, plan, evidence, credit, shown, prompts)
-        return changed
+        self._record(Decided(sessions, groups, plan, evidence, credit, shown, prompts))
+        return distribute(credit, groups, sessions, advantages)
 
     def _recall(self, groups: Groups, sessions: Sequence[Session]) -> tuple[Groups, list[Any]]:
         """Groups with the earlier solutions of their prompts, where the method wants them."""
@@ -133,7 +131,7 @@ class SCGRPOTrainer(PPOTrainerSync):
 
     def _evidence(
         self, plan: Plan, sessions: Sequence[Session], past: Sequence[Any], width: int
-    ) -> tuple[Evidence, dict[int, Demonstration], dict[int, list[int]]]:
+    ) -> tuple[Evidence, dict[int, Demonstration], dict[int, Sequence[int]]]:
         """Evidence of a plan, the demonstrations shown, and the teacher's first prompt of each pair."""
         shown = self._prompts.demonstrations(plan, sessions, past)
         pairs, places = self._prompts.pairs(plan, sessions, shown)
@@ -148,64 +146,14 @@ class SCGRPOTrainer(PPOTrainerSync):
             max_token_len_per_gpu=rollout.log_prob_max_token_len_per_gpu if dynamic else None,
             micro_batch_size_per_gpu=None if dynamic else rollout.log_prob_micro_batch_size_per_gpu,
         )
-        fields = torch.stack([found.token_kl, found.teacher_logps, found.student_logps, found.student_entropy])
-        whole = torch.zeros(len(fields), len(plan), width)
-        for row, (pair, first) in enumerate(places):
-            length = len(pairs[row].completion_ids)
-            whole[:, pair, first : first + length] = fields[:, row, :length]
-        prompts = {pair: list(pairs[row].teacher_ids) for row, (pair, first) in enumerate(places) if first == 0}
-        return Evidence(*whole), shown, prompts
-
-    def _distribute(
-        self, sessions: Sequence[Session], credit: Credit, groups: Groups, advantages: list[Tensor]
-    ) -> bool:
-        """Credit to the rows of verl's batch; rows whose advantages stay as they are keep their very tensors."""
-        changed = False
-        for row, session in enumerate(sessions):
-            if torch.equal(credit.advantages[row], groups.advantages[row].expand_as(credit.advantages[row])):
-                continue
-            changed, first = True, 0
-            for output in session.outputs:
-                own = credit.advantages[row, first : first + len(output)] * output.mask
-                advantages[output.row] = own.to(advantages[output.row].dtype)
-                first += len(output)
-        return changed
+        prompts = {number: pair.teacher_ids for pair, (number, first) in zip(pairs, places, strict=True) if not first}
+        return joined(found, pairs, places, len(plan), width), shown, prompts
 
     # ---- records ------------------------------------------------------------------------------------------------
 
-    def _record(
-        self,
-        sessions: Sequence[Session],
-        groups: Groups,
-        plan: Plan,
-        evidence: Evidence,
-        credit: Credit,
-        shown: dict[int, Demonstration],
-        prompts: dict[int, list[int]],
-    ) -> None:
-        if not self.recorder.wants_rollouts(self.global_steps, self.total_training_steps):
-            return
-        rollouts = Rollouts(
-            inputs=[session.source for session in sessions],
-            prompts=[session.messages for session in sessions],
-            completions=[completion_messages(session, self._prompts.decode) for session in sessions],
-            completion_ids=[session.completion_ids for session in sessions],
-            rewards=torch.tensor([[session.reward] for session in sessions]),
-        )
-        scored = ScoredBatch(
-            step=self.global_steps - 1,
-            first=0,
-            rollouts=rollouts,
-            reward_names=["reward"],
-            prompt_ids=[session.outputs[0].prompt_ids for session in sessions],
-            groups=groups,
-            plan=plan,
-            evidence=evidence,
-            credit=credit,
-            demonstrations=shown,
-            teacher_prompt_ids=prompts,
-        )
-        self.recorder.rollouts(scored, self.tokenizer, [session.verdict for session in sessions])
+    def _record(self, decided: Decided) -> None:
+        if self.recorder.wants_rollouts(self.global_steps, self.total_training_steps):
+            self.recorder.rollouts(decided, self.global_steps - 1, self.tokenizer, self._prompts.decode)
 
     def _compute_metrics(self, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         super()._compute_metrics(batch, metrics, *args, **kwargs)
