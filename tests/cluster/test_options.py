@@ -19,9 +19,9 @@ REWARD = '''"""As the toy's, and no verdict where the second character is odd.""
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **ignored):
     words = solution_str.split()
-    if len(words) > 1 and ord(words[1]) % 2:
+    if len(words) > 1 and ord(words[1][0]) % 2:
         return {"score": 0.0, "acc": 0.0, "verdict": "error", "detail": "the judge fell over"}
-    right = float(bool(words) and ord(words[0]) % 2 == 0)
+    right = float(bool(words) and ord(words[0][0]) % 2 == 0)
     return {"score": 2 * right - 1, "acc": right, "verdict": "graded", "detail": ""}
 '''
 

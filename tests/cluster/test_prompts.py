@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from toy import build_tokenizer
 
 pytest.importorskip("transfer_queue")
+
+from omegaconf import OmegaConf
 
 from scgrpo.credit import NONE, Plan
 from scgrpo.errors import ConfigError

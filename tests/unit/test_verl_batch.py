@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scgrpo.errors import ConfigError, NonFiniteError, RunError
-from scgrpo.integrations.verl.batch import lonely, read_groups, read_sessions
+from scgrpo.errors import ConfigError, NonFiniteError, RunError, VerifierError
+from scgrpo.integrations.verl.batch import check_graded, lonely, read_groups, read_sessions
 from scgrpo.integrations.verl.settings import VerlSettings
 from scgrpo.tasks.base import Status
 
@@ -105,6 +105,15 @@ def test_a_rollout_without_a_verdict_is_neither_solved_nor_failed(reward: float,
     assert bool(groups.solved[0]) == (status == Status.GRADED and reward == 1.0)
     assert bool(groups.rewards[0].isnan().all()) == (status != Status.GRADED)
     assert lonely(sessions) == (set() if status == Status.GRADED else {"a"})
+
+
+def test_a_step_without_any_verdict_is_not_trained_on() -> None:
+    lost = {"verdict": "error", "detail": "no judge"}
+    sessions, _ = read([row("a_0_0", [5, EOS], 0.0, info=lost), row("a_1_0", [6, EOS], 0.0, info=lost)])
+    with pytest.raises(VerifierError, match="no judge"):
+        check_graded(sessions)
+    with pytest.raises(VerifierError, match="None of 0"):
+        check_graded([])
 
 
 def test_what_decides_may_be_another_value_than_the_reward() -> None:

@@ -77,6 +77,7 @@ def test_every_option_of_the_core_is_there() -> None:
         (("actor_rollout_ref.actor.strategy", "veomni"), "fsdp2"),
         (("algorithm.adv_estimator", "gae"), "adv_estimator"),
         (("actor_rollout_ref.actor.policy_loss.loss_mode", "geo_mean"), "loss_mode"),
+        (("reward.reward_kwargs.overlong_buffer_cfg.enable", True), "success_metric"),
         (("actor_rollout_ref.model.target_modules", ["q_proj", "lm_head"]), "lm_head"),
     ],
 )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scgrpo.credit import Credit, Groups
-from scgrpo.errors import ConfigError, NonFiniteError, RunError
+from scgrpo.errors import ConfigError, NonFiniteError, RunError, VerifierError
 from scgrpo.integrations.verl.settings import VerlSettings
 from scgrpo.tasks.base import Status, Verdict
 
@@ -197,6 +197,16 @@ def distribute(credit: Credit, groups: Groups, sessions: Sequence[Session], adva
             advantages[output.row] = own.to(advantages[output.row].dtype)
             first += len(output)
     return changed
+
+
+def check_graded(sessions: Sequence[Session]) -> None:
+    """Raise VerifierError, quoting one of them, if no rollout of a step has a verdict."""
+    if not any(session.verdict.status == Status.GRADED for session in sessions):
+        said = next((session.verdict.detail for session in sessions if session.verdict.detail), "nothing")
+        raise VerifierError(
+            f"None of {len(sessions)} rollouts of this step has a verdict; the verifier says: {said}",
+            "Nothing was trained on it. Call the reward function on one row of your data to see why.",
+        )
 
 
 def lonely(sessions: Sequence[Session]) -> set[str]:

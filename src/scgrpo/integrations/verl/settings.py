@@ -149,6 +149,11 @@ def _config_problems(config: Any, settings: VerlSettings) -> Iterator[str]:
             f"algorithm.adv_estimator={estimator}: weights distribute one advantage per rollout. Set grpo (or one of "
             f"{', '.join(ESTIMATORS[1:])})."
         )
+    if settings.success_metric is None and _at(config, "reward.reward_kwargs.overlong_buffer_cfg.enable", False):
+        yield (
+            "reward.reward_kwargs.overlong_buffer_cfg takes length off the reward, which then does not say what is "
+            "solved: set trainer.v1.scgrpo.success_metric to what the reward function returns besides (acc, score)."
+        )
     loss = str(_at(config, "actor_rollout_ref.actor.policy_loss.loss_mode", "vanilla"))
     if loss not in LOSS_MODES:
         yield (

@@ -31,7 +31,14 @@ from scgrpo.credit.diagnostics import route_metrics
 from scgrpo.credit.methods import check_finite
 from scgrpo.integrations.past import PastSolutions
 from scgrpo.integrations.verl import setup, transfer
-from scgrpo.integrations.verl.batch import Session, distribute, lonely, read_groups, read_sessions
+from scgrpo.integrations.verl.batch import (
+    Session,
+    check_graded,
+    distribute,
+    lonely,
+    read_groups,
+    read_sessions,
+)
 from scgrpo.integrations.verl.prompts import completion_messages
 from scgrpo.integrations.verl.recording import Decided, VerlRecorder
 from scgrpo.integrations.verl.scoring import joined, score_pairs
@@ -47,6 +54,7 @@ class SCGRPOTrainer(PPOTrainerSync):
 
     Raises:
         ConfigError: everything in the configuration that cannot work, at once.
+        VerifierError, RolloutError: a step without any verdict, or without rollouts.
     """
 
     def __init__(self, config: Any) -> None:
@@ -76,6 +84,7 @@ class SCGRPOTrainer(PPOTrainerSync):
         expected = len({session.uid for session in sessions}) * self.config.actor_rollout_ref.rollout.n
         # verl goes on without rollouts that failed, and says so nowhere.
         metrics["credit/missing_frac"] = max(0.0, 1 - len(sessions) / max(1, expected))
+        check_graded(sessions)
         alone = lonely(sessions)
         apart = [s for s in sessions if s.uid in alone or s.verdict.status != Status.GRADED]
         with transfer.set_apart(batch, apart):
