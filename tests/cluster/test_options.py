@@ -3,6 +3,8 @@ checkpoint: all in one run and its continuation."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,12 @@ from toy import make_inputs
 from scgrpo.cli.main import main
 from scgrpo.runs import RunDirectory
 
-REWARD = '''"""As the toy's, and no verdict where the second character is odd."""
+REWARD = '''"""As the toy's, and no verdict where the second word is c."""
 
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **ignored):
     words = solution_str.split()
-    if len(words) > 1 and ord(words[1][0]) % 2:
+    if len(words) > 1 and words[1] == "c":
         return {"score": 0.0, "acc": 0.0, "verdict": "error", "detail": "the judge fell over"}
     right = float(bool(words) and ord(words[0][0]) % 2 == 0)
     return {"score": 2 * right - 1, "acc": right, "verdict": "graded", "detail": ""}
@@ -122,4 +124,10 @@ def test_validations_are_evaluations_paired_by_problem(folder: Path, tmp_path: P
     assert all(own == names[0] for own in names)
     assert first["num_errors"] == sum(problem["num_errors"] for problem in first["per_problem"])
     assert main(["report", str(path)]) == 0
-    assert main(["compare", str(path), "--out", str(tmp_path / "compare"), "--replicates", "50"]) == 0
+    other = shutil.copytree(path, tmp_path / "uniform")  # as if trained with uniform credit
+    config = json.loads((other / "config.resolved.json").read_text())
+    config["label"], config["train"]["credit"] = "grpo", "uniform"
+    (other / "config.resolved.json").write_text(json.dumps(config))
+    options = ["--out", str(tmp_path / "compare"), "--replicates", "200"]
+    assert main(["compare", str(path), str(other), *options]) == 0
+    assert "sc_grpo" in (tmp_path / "compare" / "contrasts.csv").read_text()
