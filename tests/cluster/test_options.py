@@ -115,7 +115,7 @@ def test_the_records_go_on_where_the_checkpoint_was(folder: Path) -> None:
 def test_validations_are_evaluations_paired_by_problem(folder: Path, tmp_path: Path) -> None:
     path = folder / "checkpoints" / "run"
     records = RunDirectory.open(path).evals()
-    assert {record["step"] for record in records} == {0, 1, 2}
+    assert [(record["step"], record["label"]) for record in records] == [(0, "before"), (1, "after"), (2, "after")]
     first = next(record for record in records if record["step"] == 0)
     assert first["task"] == "toy"
     assert first["k"] == 2

@@ -151,13 +151,15 @@ class VerlRecorder:
         """Prompts of the completions that `validation` is about, in its order."""
         self._prompts = list(prompts)
 
-    def validation(self, step: int, sources: Sequence[str], infos: Mapping[str, Sequence[Any]]) -> None:
-        """Results of a validation: of each completion its data source and what its reward function returned."""
+    def validation(self, step: int, last: int, sources: Sequence[str], infos: Mapping[str, Sequence[Any]]) -> None:
+        """Results of a validation: of each completion its data source and what its reward function returned. One of
+        the same step is on record already where verl resumes with a validation."""
+        known = {record["task"] for record in self.run.evals() if record["step"] == step}
         scores, verdicts = infos["reward"], infos.get("verdict") or [None] * len(infos["reward"])
         decided = infos.get(self.settings.success_metric or "reward") or scores
         names = infos.get("problem_id") or [None] * len(scores)
         sampling = self.config.actor_rollout_ref.rollout.val_kwargs
-        for source in dict.fromkeys(sources):
+        for source in dict.fromkeys(source for source in sources if str(source) not in known):
             rows = [row for row, other in enumerate(sources) if other == source]
             problems: dict[str, list[int]] = {}
             for row in rows:
@@ -171,7 +173,7 @@ class VerlRecorder:
                 timeouts=sum(verdicts[row] == Status.TIMEOUT for row in rows),
             )
             settings = {"temperature": float(sampling.temperature), "top_p": float(sampling.top_p)}
-            label = "before" if step == 0 else f"step {step}"
+            label = "before" if step == 0 else "after" if step == last else f"step {step}"
             threshold = {"success_threshold": self.settings.success_threshold}
             self.run.log_eval({"step": step, "label": label, "task": str(source), **settings, **threshold, **record})
 

@@ -173,7 +173,7 @@ class SCGRPOTrainer(PPOTrainerSync):
         self.recorder.validated(inputs)
 
     def _val_metrics_update(self, data_sources: Any, sample_uids: Any, infos: Any, *args: Any, **kwargs: Any) -> Any:
-        self.recorder.validation(self.global_steps, data_sources, infos)
+        self.recorder.validation(self.global_steps, self.total_training_steps, data_sources, infos)
         return super()._val_metrics_update(data_sources, sample_uids, infos, *args, **kwargs)
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
