@@ -63,6 +63,10 @@ def test_token_kl_is_that_of_a_plain_forward_per_sequence(inputs: Inputs, steps:
     assert step["evidence"]["token_kl"].max() > 0.01  # demonstrations matter here
 
 
+def test_the_pass_sees_what_the_policy_saw(run: Run) -> None:
+    assert all(entry["credit/student_logps_gap"] < 1e-5 for entry in run.metrics)
+
+
 def test_demonstrations_are_others_of_the_group_and_solved(steps: list[dict[str, Any]]) -> None:
     for step in steps:
         plan, sessions = step["plan"], step["sessions"]

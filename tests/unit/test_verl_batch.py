@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from scgrpo.credit import NONE, Plan
 from scgrpo.errors import ConfigError, NonFiniteError, RunError, VerifierError
-from scgrpo.integrations.verl.batch import check_graded, lonely, read_groups, read_sessions
+from scgrpo.integrations.verl.batch import check_graded, logps_gap, lonely, read_groups, read_sessions
 from scgrpo.integrations.verl.settings import VerlSettings
 from scgrpo.tasks.base import Status
 
@@ -114,6 +115,19 @@ def test_a_step_without_any_verdict_is_not_trained_on() -> None:
         check_graded(sessions)
     with pytest.raises(VerifierError, match="None of 0"):
         check_graded([])
+
+
+def test_how_far_the_pass_is_from_the_policys_own_log_probs() -> None:
+    rows = [row("a_0_0", [5, 6, EOS], 1.0, mask=[1, 0, 1]), row("a_1_0", [7, EOS], 0.0)]
+    for r in rows:
+        r["old_log_probs"] = torch.full((len(r["responses"]),), -1.0)
+    sessions, _ = read(rows)
+    pairs = torch.tensor([0, 1, 0])
+    plan = Plan(pairs, torch.tensor([1, 0, 1]), torch.ones(3, dtype=torch.bool), torch.tensor([NONE, NONE, 1]))
+    found = torch.tensor([[-1.0, 9.0, -1.3], [-1.1, -1.0, 9.0], [9.0, 9.0, 9.0]])  # the last against another
+    assert logps_gap(sessions, plan, found) == pytest.approx(0.1)
+    without, _ = read([row("a_0_0", [5, EOS], 1.0), row("a_1_0", [7, EOS], 0.0)])
+    assert logps_gap(without, Plan(pairs[:1], pairs[1:2], torch.ones(1, dtype=torch.bool)), found[:1]) is None
 
 
 def test_what_decides_may_be_another_value_than_the_reward() -> None:

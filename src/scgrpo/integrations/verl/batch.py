@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scgrpo.credit import Credit, Groups
+from scgrpo.credit import Credit, Groups, Plan
 from scgrpo.errors import ConfigError, NonFiniteError, RunError, VerifierError
 from scgrpo.integrations.verl.settings import VerlSettings
 from scgrpo.tasks.base import Status, Verdict
 
 FIELDS = (
     *("raw_prompt", "prompts", "responses", "response_mask", "rm_scores"),
-    *("extra_fields", "extra_info", "data_source"),
+    *("extra_fields", "extra_info", "data_source", "old_log_probs"),
 )
 
 
@@ -36,6 +36,7 @@ class Output:
         prompt_ids, response_ids: token ids.
         mask: (N,) True where the policy produced the response's token.
         token_rewards: (N,) reward of each of its tokens.
+        old_logps: (N,) of its tokens before the update, nats, as verl has them; None where it has none.
         extra: what the agent loop says besides, `reward_extra_info` among it.
     """
 
@@ -45,6 +46,7 @@ class Output:
     mask: Tensor
     token_rewards: Tensor
     extra: Mapping[str, Any]
+    old_logps: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -199,6 +201,21 @@ def distribute(credit: Credit, groups: Groups, sessions: Sequence[Session], adva
     return changed
 
 
+def logps_gap(sessions: Sequence[Session], plan: Plan, student_logps: Tensor) -> float | None:
+    """Mean distance, in nats, between the log-probs (P, T) that the conditioned pass found without a demonstration
+    and verl's own: rounding, or a pass that does not see what the policy saw. None if verl has none."""
+    gaps = []
+    contrasted = plan.contrasted.tolist()
+    for pair, row in enumerate(plan.rollout.tolist()):
+        outputs = sessions[row].outputs
+        known = [output.old_logps for output in outputs if output.old_logps is not None]
+        if contrasted[pair] or len(known) < len(outputs):
+            continue
+        mask = torch.cat([output.mask for output in outputs])
+        gaps.append((student_logps[pair, : len(mask)] - torch.cat(known).float().cpu())[mask].abs())
+    return torch.cat(gaps).mean().item() if gaps else None
+
+
 def check_graded(sessions: Sequence[Session]) -> None:
     """Raise VerifierError, quoting one of them, if no rollout of a step has a verdict."""
     if not any(session.verdict.status == Status.GRADED for session in sessions):
@@ -235,6 +252,7 @@ def _session(uid: str, rows: Sequence[int], columns: Mapping[str, list[Any]]) ->
                 mask=columns["response_mask"][row].bool().cpu(),
                 token_rewards=scores,
                 extra=extra if isinstance(extra, Mapping) else {},
+                old_logps=columns["old_log_probs"][row],
             )
         )
     told = columns["extra_info"][rows[0]]

@@ -35,6 +35,7 @@ from scgrpo.integrations.verl.batch import (
     Session,
     check_graded,
     distribute,
+    logps_gap,
     lonely,
     read_groups,
     read_sessions,
@@ -122,6 +123,8 @@ class SCGRPOTrainer(PPOTrainerSync):
             counts = demonstration_counts(of_all)
             own |= {f"{name}_frac": count / max(1, len(of_all)) for name, count in counts.items()}
             own["teacher_pass_s"] = time.perf_counter() - start
+            gap = logps_gap(sessions, plan, evidence.student_logps)
+            own |= {} if gap is None else {"student_logps_gap": gap}
         metrics.update({f"credit/{name}": value for name, value in own.items()})
         self._record(Decided(sessions, groups, plan, evidence, credit, shown, prompts))
         return distribute(credit, groups, sessions, advantages)
