@@ -32,7 +32,7 @@ from scgrpo.teacher.prompts import Demonstration
 
 # TRL's name of what verl calls otherwise.
 NAMES = {
-    "critic/score/mean": "reward",
+    "credit/graded_reward": "reward",  # critic/score/mean counts what has no verdict as 0
     "actor/pg_loss": "loss",
     "actor/entropy": "entropy",
     "actor/grad_norm": "grad_norm",

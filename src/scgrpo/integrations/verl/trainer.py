@@ -87,6 +87,8 @@ class SCGRPOTrainer(PPOTrainerSync):
         metrics["credit/missing_frac"] = max(0.0, 1 - len(sessions) / max(1, expected))
         check_graded(sessions)
         alone = lonely(sessions)
+        graded = [session for session in sessions if session.verdict.status == Status.GRADED]
+        metrics["credit/graded_reward"] = sum(session.reward for session in graded) / len(graded)
         apart = [s for s in sessions if s.uid in alone or s.verdict.status != Status.GRADED]
         with transfer.set_apart(batch, apart):
             done = super()._compute_advantage(batch, metrics)
