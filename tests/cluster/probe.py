@@ -11,6 +11,7 @@ import torch
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 
 from scgrpo.integrations.verl import transfer
+from scgrpo.integrations.verl.batch import read_sessions
 from scgrpo.integrations.verl.trainer import SCGRPOTrainer
 
 
@@ -47,6 +48,8 @@ class Probe(SCGRPOTrainer):
         super()._record(decided)
 
     def _compute_advantage(self, batch: Any, metrics: Any) -> Any:
+        sessions = read_sessions(batch.keys, batch.tags, transfer.read(batch))
+        graded = [session.reward for session in sessions if session.verdict.status == "graded"]
         write, written = transfer.write_advantages, []
         transfer.write_advantages = lambda *args: written.append(True) or write(*args)
         try:
@@ -60,6 +63,7 @@ class Probe(SCGRPOTrainer):
             "keys": list(batch.keys),
             "padding": [bool(tag.get("is_padding", False)) for tag in batch.tags],
             "scores": [float(row.sum()) for row in scores],
+            "graded": graded,
             "written": bool(written),
             "before": self.before,
             "after": advantages,
