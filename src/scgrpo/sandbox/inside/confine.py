@@ -57,13 +57,16 @@ class Cage:
     filter: seccomp.Filter | None
     own_bytes: int
 
-    def enter(self, allowance: Allowance, folder: str | None = None) -> None:
-        """Confine this process for good. `folder` can be read in addition.
+    def enter(self, allowance: Allowance, parent: int, folder: str | None = None) -> None:
+        """Confine this process for good, and end it with its `parent`. `folder` can be read in addition.
+
+        Args:
+            parent: its process id as known before the fork: it may be gone by now, and another one be the parent.
 
         Raises:
-            OSError: a step failed; nothing untrusted may run.
+            OSError: a step failed, or the parent is gone; nothing untrusted may run.
         """
-        parent, rules = os.getppid(), self.rules
+        rules = self.rules
         if folder is not None and self.rights is not None:
             rules = landlock.ruleset({**self.rights, folder: _READ})
         drops = os.geteuid() == 0
@@ -170,10 +173,10 @@ def _libraries() -> set[str]:
 def _try(cage: Cage) -> str:
     """Confine a process and let it try what must fail. What succeeded, or went wrong; empty: all was held."""
     receive, send = os.pipe()
-    pid = os.fork()
+    parent, pid = os.getpid(), os.fork()
     if pid == 0:
         try:
-            cage.enter(Allowance(cpu_s=5, memory_mb=64, output_bytes=1000))
+            cage.enter(Allowance(cpu_s=5, memory_mb=64, output_bytes=1000), parent)
             os.write(send, _attempts().encode() or b"held")
         except BaseException as error:  # noqa: BLE001 (it is reported, and the process ends)
             os.write(send, repr(error).encode())

@@ -161,7 +161,7 @@ class _Worker:
         return process not in ready, False
 
     def _fork(self, role: str, mine: list[int], request: dict[str, Any], folder: str | None, complaint: int) -> int:
-        pid = _forked()
+        worker, pid = os.getpid(), _forked()
         if pid:
             return pid
         code = 1
@@ -182,7 +182,7 @@ class _Worker:
                 os.dup2(null, standard)
             rules = [] if self.cage.rules is None else [self.cage.rules]
             _close_except([*mine[1:], *self.kept, *rules, complaint])
-            self.cage.enter(allowance, folder)
+            self.cage.enter(allowance, worker, folder)
             os.close(complaint)
             complaint = -1
             code = ROLES[role](order, *mine[1:])
