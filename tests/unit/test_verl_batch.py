@@ -10,7 +10,15 @@ from torch import Tensor
 
 from scgrpo.credit import NONE, Plan
 from scgrpo.errors import ConfigError, NonFiniteError, RunError, VerifierError
-from scgrpo.integrations.verl.batch import check_graded, logps_gap, lonely, read_groups, read_sessions
+from scgrpo.integrations.verl.batch import (
+    as_the_loss_sees,
+    check_graded,
+    check_outputs,
+    logps_gap,
+    lonely,
+    read_groups,
+    read_sessions,
+)
 from scgrpo.integrations.verl.settings import VerlSettings
 from scgrpo.tasks.base import Status
 
@@ -136,6 +144,31 @@ def test_what_decides_may_be_another_value_than_the_reward() -> None:
     assert groups.solved.tolist() == [True, False]
     with pytest.raises(ConfigError, match="acc"):
         read(rows, success_metric="correct")
+
+
+def test_a_verdict_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match="graded, error, timeout"):
+        read([row("a_0_0", [5, EOS], 1.0, info={"verdict": "correct"}), row("a_1_0", [6, EOS], 1.0)])
+
+
+def test_tokens_that_verl_rejects_are_not_scored_and_break_nothing() -> None:
+    rows = [row("a_0_0", [5, 6, EOS], 1.0, advantage=0.7), row("a_1_0", [7, EOS], 0.0, advantage=-0.7)]
+    sessions, _ = read(rows)
+    masks = [torch.tensor([1, 0, 1]), torch.tensor([0, 0])]
+    seen = as_the_loss_sees(sessions, masks)
+    advantages = [torch.tensor([0.7, 0.0, 0.7]), torch.tensor([0.0, 0.0])]  # verl multiplies by its new mask
+    groups = groups_of(seen, advantages)
+    assert groups.mask.tolist() == [[True, False, True], [False, False, False]]
+    assert groups.advantages.tolist() == pytest.approx([0.7, 0.0])
+    assert groups.scorable.tolist() == [True, False]
+
+
+def test_several_outputs_need_an_estimator_that_knows_them() -> None:
+    sessions, _ = read([row("a_0_0", [5], 1.0), row("a_0_1", [6, EOS], 1.0), row("a_1_0", [7, EOS], 0.0)])
+    check_outputs(sessions, "grpo")
+    with pytest.raises(ConfigError, match="rloo"):
+        check_outputs(sessions, "rloo")
+    check_outputs(sessions[1:], "rloo")
 
 
 def test_bad_rows_end_in_a_named_error() -> None:

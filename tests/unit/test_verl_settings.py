@@ -117,8 +117,10 @@ def test_all_problems_come_at_once(installed: dict[str, str]) -> None:
 
 
 def test_uniform_credit_asks_nothing_of_the_engine() -> None:
-    change = ("actor_rollout_ref.actor.strategy", "megatron"), ("algorithm.adv_estimator", "reinforce_plus_plus")
-    assert read_settings(config(*change, credit="uniform")).credit == "uniform"
+    change = ("actor_rollout_ref.actor.strategy", "megatron")
+    assert read_settings(config(change, credit="uniform")).credit == "uniform"
+    with pytest.raises(ConfigError, match="adv_estimator"):  # one advantage per rollout is what it reads
+        read_settings(config(("algorithm.adv_estimator", "gae"), credit="uniform"))
 
 
 def test_a_prompt_function_is_found() -> None:

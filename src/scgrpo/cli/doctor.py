@@ -112,7 +112,7 @@ def _would_run(args: argparse.Namespace) -> list[str]:
         settings = read_settings(config)
     except ScgrpoError as error:
         return str(error).split(" | ")
-    if mode != _NAME and args.overrides:
+    if mode != _NAME:
         return [f"trainer.v1.trainer_mode is {mode}: without trainer.v1.trainer_mode={_NAME} verl trains without us."]
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     shown = settings.demonstration_max_tokens or config.data.max_response_length

@@ -80,12 +80,16 @@ class EnvironmentLoop(AgentLoopBase):
             tool_calls=time.perf_counter() - started - turns.seconds,  # environments, and waiting for them
             num_preempted=turns.num_preempted,
         )
-        reward = reward_fields(played.episode.verdict, task.success_threshold, problem.row["problem_id"])
+        threshold = self._reward_settings().get("success_threshold", task.success_threshold)
+        reward = reward_fields(played.episode.verdict, threshold, problem.row["problem_id"])
         return _outputs(played, prompt, metrics, turns.extra_fields, reward)
 
+    def _reward_settings(self) -> Mapping[str, Any]:
+        """Those of the reward function: in one place for both."""
+        return plain(self.config.reward.custom_reward_function.get("reward_kwargs") or {})
+
     def _task_options(self) -> Mapping[str, Any]:
-        """Where the reward function's are: in one place for both."""
-        return plain((self.config.reward.custom_reward_function.get("reward_kwargs") or {}).get("task_options") or {})
+        return self._reward_settings().get("task_options") or {}
 
 
 class _Turns:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -86,9 +86,7 @@ class Session:
     @property
     def verdict(self) -> Verdict:
         """How grading ended: as the reward function says (`verdict`, `detail`), else graded if there is a number."""
-        status = self.info.get("verdict")
-        if status is None or status == "":
-            status = Status.ERROR if math.isnan(self.reward) else Status.GRADED
+        status = status_of(self.info.get("verdict"), self.reward)
         score = self.reward if status == Status.GRADED else math.nan
         return Verdict(score, Status(status), str(self.info.get("detail") or ""))
 
@@ -107,6 +105,22 @@ class Session:
                 "Name one of these, or leave success_metric out.",
             )
         return float(self.info[settings.success_metric]) >= settings.success_threshold
+
+
+def status_of(said: Any, reward: float) -> Status:
+    """How grading ended: what a reward function says under `verdict`, else graded if there is a number.
+
+    Raises:
+        ConfigError: it says something else than graded, error or timeout.
+    """
+    if said is None or said == "":
+        return Status.ERROR if math.isnan(reward) else Status.GRADED
+    if said not in set(Status):
+        raise ConfigError(
+            f"The reward function returned verdict={said!r}.",
+            f"Return one of {', '.join(Status)} under that name, or nothing.",
+        )
+    return Status(said)
 
 
 def read_sessions(keys: Sequence[str], tags: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> list[Session]:
@@ -184,6 +198,24 @@ def read_groups(
         step=step,
         completion_ids=ids,
     )
+
+
+def as_the_loss_sees(sessions: Sequence[Session], masks: Sequence[Tensor]) -> list[Session]:
+    """The rollouts with other masks, by verl's row: where it corrects for the rollout engine, it rejects tokens after
+    they were sampled."""
+    return [
+        replace(session, outputs=[replace(output, mask=masks[output.row].bool().cpu()) for output in session.outputs])
+        for session in sessions
+    ]
+
+
+def check_outputs(sessions: Sequence[Session], estimator: str) -> None:
+    """Raise ConfigError if verl takes outputs of a rollout for rollouts, as it does with all estimators but grpo."""
+    if estimator != "grpo" and any(len(session.outputs) > 1 for session in sessions):
+        raise ConfigError(
+            f"A rollout has several outputs, which algorithm.adv_estimator={estimator} takes for so many rollouts.",
+            "Set algorithm.adv_estimator=grpo, or an agent loop with one output (prompting: concat).",
+        )
 
 
 def distribute(credit: Credit, groups: Groups, sessions: Sequence[Session], advantages: list[Tensor]) -> bool:

@@ -95,6 +95,14 @@ class TeacherPrompts:
                 first += len(output)
         return pairs, places
 
+    def tools_shown(self, session: Session) -> list[list[dict[str, Any]] | None]:
+        """What an agent loop may have shown of its tools: those its row selects, or all; or it has none."""
+        if not self.tools:
+            return [None]
+        known = {tool["function"]["name"]: tool for tool in self.tools}
+        selected = [known[name] for name in session.source.get("tool_selection") or () if name in known]
+        return [*([selected] if selected else []), self.tools, None]
+
     def __call__(
         self, session: Session, output: Output, demonstration: Demonstration, *, verified: bool
     ) -> list[int]:
@@ -106,7 +114,7 @@ class TeacherPrompts:
         messages = output.extra.get(PROMPT_MESSAGES) or session.messages
         shown = self.compose(messages, demonstration.text, verified=verified)
         prompt = output.prompt_ids
-        for tools in [None] if self.tools is None else [self.tools, None]:
+        for tools in self.tools_shown(session):
             start = self.render(messages, tools)
             if prompt[: len(start)] == start:
                 return self.render(shown, tools) + prompt[len(start) :]

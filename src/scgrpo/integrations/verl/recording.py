@@ -23,7 +23,7 @@ from scgrpo.errors import RunError
 from scgrpo.evaluation.metrics import ProblemResult, avg_at_k, mean_pass_at_k
 from scgrpo.integrations.recording import rollout_rows
 from scgrpo.integrations.rollouts import Rollouts, ScoredBatch
-from scgrpo.integrations.verl.batch import Session
+from scgrpo.integrations.verl.batch import Session, status_of
 from scgrpo.integrations.verl.prompts import completion_messages
 from scgrpo.integrations.verl.settings import VerlSettings
 from scgrpo.runs import RunDirectory
@@ -80,10 +80,10 @@ class VerlRecorder:
             RunError: the folder is in use.
         """
         path = Path(settings.run_dir or Path(config.trainer.default_local_dir) / "run")
-        if settings.run_dir_overwrite:
-            on_exists = "overwrite"
+        if config.trainer.get("resume_mode", "auto") != "disable":
+            on_exists = "resume"  # whether there is a checkpoint, verl finds out later
         else:
-            on_exists = "error" if config.trainer.get("resume_mode", "auto") == "disable" else "resume"
+            on_exists = "overwrite" if settings.run_dir_overwrite else "error"
         try:
             run = RunDirectory.create(path, on_exists=on_exists)  # type: ignore[arg-type]
         except RunError as error:
@@ -91,11 +91,14 @@ class VerlRecorder:
                 error.problem,
                 "Set trainer.v1.scgrpo.run_dir to another folder, or run_dir_overwrite=True.",
             ) from error
-        run.write_config(resolved(config, settings))
-        run.write_provenance(
-            command=sys.argv, seeds={"seed": settings.seed, "data": int(config.data.get("seed") or 0)}
-        )
-        return cls(run, config, settings)
+        recorder = cls(run, config, settings)
+        recorder._describe()
+        return recorder
+
+    def _describe(self) -> None:
+        self.run.write_config(resolved(self.config, self.settings))
+        seeds = {"seed": self.settings.seed, "data": int(self.config.data.get("seed") or 0)}
+        self.run.write_provenance(command=sys.argv, seeds=seeds)
 
     def resumed(self, step: int) -> None:
         """verl goes on after this many steps: later records are of steps that will be done again.
@@ -103,7 +106,10 @@ class VerlRecorder:
         Raises:
             RunError: it starts anew, and there are records of another run.
         """
-        if step == 0 and self.run.metrics():
+        if step == 0 and self.run.metrics() and self.settings.run_dir_overwrite:
+            self.run = RunDirectory.create(self.run.path, on_exists="overwrite")
+            self._describe()
+        elif step == 0 and self.run.metrics():
             raise RunError(
                 f"{self.run.path} holds records of a run, but verl found no checkpoint to resume from.",
                 "Set trainer.v1.scgrpo.run_dir to another folder, or run_dir_overwrite=True.",
@@ -151,7 +157,14 @@ class VerlRecorder:
         """Prompts of the completions that `validation` is about, in its order."""
         self._prompts = list(prompts)
 
-    def validation(self, step: int, last: int, sources: Sequence[str], infos: Mapping[str, Sequence[Any]]) -> None:
+    def validation(
+        self,
+        step: int,
+        last: int,
+        sources: Sequence[str],
+        infos: Mapping[str, Sequence[Any]],
+        expected: Mapping[tuple[str, str], int],
+    ) -> None:
         """Results of a validation: of each completion its data source and what its reward function returned. One of
         the same step is on record already where verl resumes with a validation."""
         known = {record["task"] for record in self.run.evals() if record["step"] == step}
@@ -164,12 +177,15 @@ class VerlRecorder:
             problems: dict[str, list[int]] = {}
             for row in rows:
                 problems.setdefault(names[row] or _problem_id(self._prompts[row]), []).append(row)
-            graded = [verdicts[row] in (None, "", Status.GRADED) and scores[row] is not None for row in rows]
+            graded = [status_of(verdicts[row], _number(scores[row])) == Status.GRADED for row in rows]
             of_row = dict(zip(rows, graded, strict=True))
+            # Completions that were asked for and lost are in no list.
+            lost = max(0, sum(n for (of, _), n in expected.items() if of == str(source)) - len(rows))
             record = _record(
                 [_result(name, own, scores, decided, of_row, self.settings) for name, own in problems.items()],
                 k=max(map(len, problems.values())),
-                errors=sum(not ok for ok in graded),
+                errors=sum(not ok for ok in graded) + lost,
+                lost=lost,
                 timeouts=sum(verdicts[row] == Status.TIMEOUT for row in rows),
             )
             settings = {"temperature": float(sampling.temperature), "top_p": float(sampling.top_p)}
@@ -223,8 +239,8 @@ def _result(
     )
 
 
-def _record(problems: Sequence[ProblemResult], k: int, errors: int, timeouts: int) -> dict[str, Any]:
-    samples = sum(problem.n + problem.num_errors for problem in problems)
+def _record(problems: Sequence[ProblemResult], k: int, errors: int, lost: int, timeouts: int) -> dict[str, Any]:
+    samples = sum(problem.n + problem.num_errors for problem in problems) + lost
     return {
         "k": k,
         "num_problems": len(problems),
@@ -241,6 +257,10 @@ def _record(problems: Sequence[ProblemResult], k: int, errors: int, timeouts: in
             for problem in problems
         ],
     }
+
+
+def _number(score: Any) -> float:
+    return math.nan if score is None else float(score)
 
 
 def _problem_id(prompt: str) -> str:

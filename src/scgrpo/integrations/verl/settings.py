@@ -25,7 +25,7 @@ REQUIRED = ("verl", "TransferQueue", "tensordict", "ray")
 
 # Estimators that give every token of a rollout the same advantage, which the weights then distribute.
 ESTIMATORS = (
-    *("grpo", "grpo_vectorized", "grpo_passk", "rloo", "rloo_vectorized", "opo", "gpg"),
+    *("grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "gpg"),
     "reinforce_plus_plus_baseline",
 )
 # Policy losses whose gradient of a token scales with that token's advantage.
@@ -132,6 +132,11 @@ def version_problems() -> Iterator[str]:
             yield f"verl {version} is installed: its trainer changes fast. Install verl{VERSIONS}."
 
 
+def estimator(config: Any) -> str:
+    """Name of verl's advantage estimator."""
+    return str(_at(config, "algorithm.adv_estimator", "gae")).rsplit(".", 1)[-1].lower()
+
+
 def _config_problems(config: Any, settings: VerlSettings) -> Iterator[str]:
     if not _at(config, "trainer.use_v1", True):
         yield "trainer.use_v1=False is verl's old trainer, which has no trainer modes: set it to True."
@@ -139,16 +144,15 @@ def _config_problems(config: Any, settings: VerlSettings) -> Iterator[str]:
         yield "actor_rollout_ref.hybrid_engine=False samples with other weights than score: set it to True."
     if int(_at(config, "actor_rollout_ref.rollout.n", 1)) < 2:
         yield "actor_rollout_ref.rollout.n is below 2: a group needs several rollouts (the paper: 8)."
+    name = estimator(config)
+    if name not in ESTIMATORS:
+        yield (
+            f"algorithm.adv_estimator={name}: weights distribute one advantage per rollout. Set grpo (or "
+            f"one of {', '.join(ESTIMATORS[1:])})."
+        )
     if settings.credit == "uniform":
         return
     yield from _engine_problems(config)
-    estimator = str(_at(config, "algorithm.adv_estimator", "gae"))
-    estimator = estimator.rsplit(".", 1)[-1].lower()
-    if estimator not in ESTIMATORS:
-        yield (
-            f"algorithm.adv_estimator={estimator}: weights distribute one advantage per rollout. Set grpo (or one of "
-            f"{', '.join(ESTIMATORS[1:])})."
-        )
     if settings.success_metric is None and _at(config, "reward.reward_kwargs.overlong_buffer_cfg.enable", False):
         yield (
             "reward.reward_kwargs.overlong_buffer_cfg takes length off the reward, which then does not say what is "

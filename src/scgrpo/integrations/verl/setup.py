@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, cast
@@ -25,8 +26,8 @@ def check_model(config: Any, settings: VerlSettings, processor: Any) -> None:
     if processor is not None:
         problems.append("Models with images are not supported: their prompts cannot be re-rendered as text.")
     rollout, model = config.actor_rollout_ref.rollout, config.actor_rollout_ref.model
-    known = AutoConfig.from_pretrained(model.path, trust_remote_code=model.get("trust_remote_code", False))
-    limit = getattr(known.get_text_config(), "max_position_embeddings", None)
+    changed = (model.get("override_config") or {}).get("max_position_embeddings")
+    limit = changed or getattr(_hf_config(model).get_text_config(), "max_position_embeddings", None)
     shown = settings.demonstration_max_tokens or rollout.response_length
     longest = rollout.prompt_length + shown + rollout.response_length
     if limit and longest > limit:
@@ -74,6 +75,18 @@ def teacher_prompts(config: Any, settings: VerlSettings, tokenizer: Any) -> Teac
         or cast(Callable[..., Messages], partial(teacher_prompt, template=template)),
         tools=_tool_schemas(config),
     )
+
+
+def updates_per_batch(config: Any) -> int:
+    """Optimizer steps that verl makes of one batch."""
+    actor = config.actor_rollout_ref.actor
+    return math.ceil(config.data.train_batch_size / actor.ppo_mini_batch_size) * int(actor.get("ppo_epochs") or 1)
+
+
+def _hf_config(model: Any) -> Any:
+    """The model's configuration, from where verl reads it."""
+    path = copy_to_local(model.get("hf_config_path") or model.path)
+    return AutoConfig.from_pretrained(path, trust_remote_code=model.get("trust_remote_code", False))
 
 
 def _tool_schemas(config: Any) -> list[dict[str, Any]] | None:

@@ -33,7 +33,9 @@ from scgrpo.integrations.past import PastSolutions
 from scgrpo.integrations.verl import setup, transfer
 from scgrpo.integrations.verl.batch import (
     Session,
+    as_the_loss_sees,
     check_graded,
+    check_outputs,
     distribute,
     logps_gap,
     lonely,
@@ -43,7 +45,7 @@ from scgrpo.integrations.verl.batch import (
 from scgrpo.integrations.verl.prompts import completion_messages
 from scgrpo.integrations.verl.recording import Decided, VerlRecorder
 from scgrpo.integrations.verl.scoring import joined, score_pairs
-from scgrpo.integrations.verl.settings import read_settings
+from scgrpo.integrations.verl.settings import estimator, read_settings
 from scgrpo.integrations.verl.waiting import watch
 from scgrpo.tasks.base import Status
 from scgrpo.teacher.prompts import Demonstration, demonstration_counts
@@ -82,22 +84,23 @@ class SCGRPOTrainer(PPOTrainerSync):
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         sessions = read_sessions(batch.keys, batch.tags, transfer.read(batch))
-        expected = len({session.uid for session in sessions}) * self.config.actor_rollout_ref.rollout.n
+        expected = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
         # verl goes on without rollouts that failed, and says so nowhere.
         metrics["credit/missing_frac"] = max(0.0, 1 - len(sessions) / max(1, expected))
         check_graded(sessions)
+        check_outputs(sessions, estimator(self.config))
         alone = lonely(sessions)
         graded = [session for session in sessions if session.verdict.status == Status.GRADED]
         metrics["credit/graded_reward"] = sum(session.reward for session in graded) / len(graded)
         apart = [s for s in sessions if s.uid in alone or s.verdict.status != Status.GRADED]
         with transfer.set_apart(batch, apart):
             done = super()._compute_advantage(batch, metrics)
-        advantages, returns = transfer.read_advantages(batch)
+        advantages, returns, masks = transfer.read_advantages(batch)
         for output in (output for session in apart for output in session.outputs):
             advantages[output.row] = torch.zeros_like(advantages[output.row])
             returns[output.row] = torch.zeros_like(returns[output.row])
         changed = bool(apart)
-        compared = [session for session in sessions if session.uid not in alone]
+        compared = as_the_loss_sees([session for session in sessions if session.uid not in alone], masks)
         if compared:
             changed |= self._assign_credit(compared, advantages, metrics)
         return transfer.write_advantages(batch, advantages, returns) if changed else done
@@ -108,7 +111,7 @@ class SCGRPOTrainer(PPOTrainerSync):
             sessions,
             advantages,
             self.settings,
-            step=self.global_steps - 1,
+            step=(self.global_steps - 1) * setup.updates_per_batch(self.config),
             eos_token_ids=self._eos_token_ids,
             response_length=self.config.actor_rollout_ref.rollout.response_length,
         )
@@ -178,7 +181,8 @@ class SCGRPOTrainer(PPOTrainerSync):
         self.recorder.validated(inputs)
 
     def _val_metrics_update(self, data_sources: Any, sample_uids: Any, infos: Any, *args: Any, **kwargs: Any) -> Any:
-        self.recorder.validation(self.global_steps, self.total_training_steps, data_sources, infos)
+        expected = kwargs.get("expected_acc_counts") or {}
+        self.recorder.validation(self.global_steps, self.total_training_steps, data_sources, infos, expected)
         return super()._val_metrics_update(data_sources, sample_uids, infos, *args, **kwargs)
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
@@ -187,7 +191,9 @@ class SCGRPOTrainer(PPOTrainerSync):
         super()._load_checkpoint()
         self.recorder.resumed(self.global_steps)
         if self._past is not None:
-            self._past.load(self._checkpoint_folder())
+            resumed = self.config.trainer.get("resume_from_path")
+            chosen = self.config.trainer.get("resume_mode") == "resume_path" and resumed
+            self._past.load(Path(resumed) if chosen else self._checkpoint_folder())
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()

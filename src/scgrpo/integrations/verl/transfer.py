@@ -21,11 +21,12 @@ def read(batch: Any) -> TensorDict:
     return transfer_queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(FIELDS))
 
 
-def read_advantages(batch: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Advantages and returns of each row's response tokens."""
-    names = ["advantages", "returns"]
+def read_advantages(batch: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Advantages, returns and mask of each row's response tokens."""
+    names = ["advantages", "returns", "response_mask"]
     data = transfer_queue.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
-    return list(data["advantages"].unbind()), list(data["returns"].unbind())
+    advantages, returns, masks = (list(data[name].unbind()) for name in names)
+    return advantages, returns, masks
 
 
 def write_advantages(batch: Any, advantages: Sequence[Tensor], returns: Sequence[Tensor]) -> Any:
@@ -39,7 +40,7 @@ def write_advantages(batch: Any, advantages: Sequence[Tensor], returns: Sequence
 
 @contextmanager
 def set_apart(batch: Any, sessions: Sequence[Session]) -> Iterator[None]:
-    """Each of these rollouts is a group of its own meanwhile, with reward 0 where it has none."""
+    """Each of these rollouts is a group of its own meanwhile, with reward 0; one without a reward keeps that."""
     rows = [(session, output) for session in sessions for output in session.outputs]
     if not rows:
         yield
@@ -47,11 +48,12 @@ def set_apart(batch: Any, sessions: Sequence[Session]) -> Iterator[None]:
     keys = [batch.keys[output.row] for _, output in rows]
     apart = np.array([key.rsplit("_", 1)[0] for key in keys], dtype=object)
     rewards = [output.token_rewards.nan_to_num(0.0) for _, output in rows]
-    changed = {"uid": apart, "rm_scores": torch.nested.as_nested_tensor(rewards, layout=torch.jagged)}
-    _put(keys, batch, tensordict_utils.get_tensordict(changed))
-    yield
     own = np.array([session.uid for session, _ in rows], dtype=object)
-    _put(keys, batch, tensordict_utils.get_tensordict({"uid": own}))
+    for uids, scores in ((apart, [torch.zeros_like(reward) for reward in rewards]), (own, rewards)):
+        changed = {"uid": uids, "rm_scores": torch.nested.as_nested_tensor(scores, layout=torch.jagged)}
+        _put(keys, batch, tensordict_utils.get_tensordict(changed))
+        if uids is apart:
+            yield
 
 
 def _put(keys: Sequence[str], batch: Any, fields: TensorDict) -> Any:

@@ -61,6 +61,8 @@ class _Watch:
             worker = self.pings.pop(ping)
             try:
                 ray.get(ping)
+            except ray.exceptions.ActorUnavailableError:
+                pass  # for the moment, Ray says: it is asked again
             except ray.exceptions.RayActorError as error:
                 raise RolloutError(
                     f"An agent loop worker has died, and its rollouts with it: {error}", LOOK
