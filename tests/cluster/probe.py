@@ -56,7 +56,7 @@ class Probe(SCGRPOTrainer):
             done = super()._compute_advantage(batch, metrics)
         finally:
             transfer.write_advantages = write
-        advantages, _ = transfer.read_advantages(batch)
+        advantages, *_ = transfer.read_advantages(batch)
         scores = transfer.read(batch)["rm_scores"].unbind()
         found = {
             "replay_buffer": type(self.replay_buffer).__name__,
