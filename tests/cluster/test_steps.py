@@ -39,7 +39,7 @@ def test_the_toy_rollout_samples_from_the_live_weights(run) -> None:
 
 
 def test_demonstrations_are_shown(run) -> None:
-    assert all(entry["credit/demonstration_frac"] > 0 for entry in run.metrics)
+    assert any(entry["credit/demonstration_frac"] > 0 for entry in run.metrics)
 
 
 def test_nothing_is_left_behind(inputs: Inputs, tmp_path: Path) -> None:

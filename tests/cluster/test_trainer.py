@@ -64,7 +64,9 @@ def test_token_kl_is_that_of_a_plain_forward_per_sequence(inputs: Inputs, steps:
 
 
 def test_the_pass_sees_what_the_policy_saw(run: Run) -> None:
-    assert all(entry["credit/student_logps_gap"] < 1e-5 for entry in run.metrics)
+    gaps = [entry["credit/student_logps_gap"] for entry in run.metrics if entry["credit/demonstration_frac"]]
+    assert gaps
+    assert max(gaps) < 1e-5
 
 
 def test_demonstrations_are_others_of_the_group_and_solved(steps: list[dict[str, Any]]) -> None:
