@@ -91,30 +91,27 @@ class VerlRecorder:
                 error.problem,
                 "Set trainer.v1.scgrpo.run_dir to another folder, or run_dir_overwrite=True.",
             ) from error
-        recorder = cls(run, config, settings)
-        recorder._describe()
-        return recorder
-
-    def _describe(self) -> None:
-        self.run.write_config(resolved(self.config, self.settings))
-        seeds = {"seed": self.settings.seed, "data": int(self.config.data.get("seed") or 0)}
-        self.run.write_provenance(command=sys.argv, seeds=seeds)
+        return cls(run, config, settings)
 
     def resumed(self, step: int) -> None:
-        """verl goes on after this many steps: later records are of steps that will be done again.
+        """verl goes on after this many steps: later records are of steps that will be done again. Nothing is written
+        before, so that a start that is refused leaves what is there as it was.
 
         Raises:
             RunError: it starts anew, and there are records of another run.
         """
-        if step == 0 and self.run.metrics() and self.settings.run_dir_overwrite:
+        others = step == 0 and bool(self.run.metrics() or self.run.evals())
+        if others and self.settings.run_dir_overwrite:
             self.run = RunDirectory.create(self.run.path, on_exists="overwrite")
-            self._describe()
-        elif step == 0 and self.run.metrics():
+        elif others:
             raise RunError(
                 f"{self.run.path} holds records of a run, but verl found no checkpoint to resume from.",
                 "Set trainer.v1.scgrpo.run_dir to another folder, or run_dir_overwrite=True.",
             )
         self.run.truncate_after(step)
+        self.run.write_config(resolved(self.config, self.settings))
+        seeds = {"seed": self.settings.seed, "data": int(self.config.data.get("seed") or 0)}
+        self.run.write_provenance(command=sys.argv, seeds=seeds)
 
     def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Metrics of a step that is done."""
