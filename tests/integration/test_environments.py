@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from maze_walker import EasyMaze, build_walker
 
 from scgrpo.cli.main import main
-from scgrpo.errors import ConfigError, IncompatibleHostError
+from scgrpo.errors import IncompatibleHostError
 from scgrpo.integrations.trl import SCGRPOTrainer
 from scgrpo.integrations.trl.environments import EnvironmentRollouts
 from scgrpo.runs import RunDirectory
 from scgrpo.tasks.environment import EPISODE
 from scgrpo.tasks.maze import MOVES, MazeTask
-from scgrpo.tasks.procedural import Problem
-from scgrpo.tiny.build import build
-from scgrpo.tiny.recipe import Shape, Subject
-from scgrpo.tiny.testbeds import get_testbed
 
 FAST = [
     "--eval_problems",
@@ -36,26 +33,9 @@ FAST = [
 SMALL = ["--per_device_train_batch_size", "32", "--num_generations", "4", "--compare_with", "none"]
 
 
-class EasyMaze(MazeTask):
-    """Key and goal are next to the start, and lava is far: who wanders wins now and then."""
-
-    def problems(self) -> list[Problem]:
-        return [(start, start + 1, start + 6, 0, 4, 20, 23, 24) for start in (6, 7, 11, 12)]
-
-    def held_out(self, problem: Problem) -> bool:
-        return problem[0] > 7
-
-
 @pytest.fixture(scope="module")
 def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has seen the form of the game, and hardly more."""
-    from dataclasses import replace
-
-    folder = tmp_path_factory.mktemp("walker")
-    small = Shape(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    recipe = replace(get_testbed("maze").recipe, subjects=(Subject(EasyMaze(), skill=0.3),), steps=70, shape=small)
-    build(recipe, folder, seed=0, num_samples=1, progress=lambda _: None)
-    return folder
+    return build_walker(tmp_path_factory.mktemp("walker"))
 
 
 def train(model: Path, out: Path, *extra: str) -> RunDirectory:
@@ -191,11 +171,7 @@ def test_the_loss_sees_moves_and_ends_alone(walker: Path, tmp_path: Path) -> Non
 
 def test_what_cannot_be_played(walker: Path, tmp_path: Path) -> None:
     made = trainer(walker, tmp_path, credit="uniform", seen=[])
-    made.args.use_transformers_continuous_batching = True
-    with pytest.raises(ConfigError, match="whole weights"):
-        made.train()
     prompts = [[{"role": "user", "content": "maze"}]]
-    del made.sampled_rows
     with pytest.raises(IncompatibleHostError, match="Use SCGRPOTrainer"):
         EnvironmentRollouts(MazeTask())(prompts, made)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scgrpo.cli.main import main
-from scgrpo.evaluation.conversation import Chat
+from scgrpo.evaluation.conversation import Chat, Sampled
 from scgrpo.evaluation.episodes import play
 from scgrpo.tasks.environment import actions
 from scgrpo.tasks.maze import MazeTask
@@ -117,8 +117,8 @@ def test_rollouts_of_conversations_count_what_the_model_wrote(monkeypatch: pytes
     def walks(model: Any, tokenizer: Any, task: Any, rows: Any, prompts: Any, max_tokens: int, **_: Any) -> Any:
         moves = [iter(actions(task.attempt(row, rng))) for row in rows]
 
-        def turn(playing: Any, *_: Any) -> list[list[int]]:
-            return [[ids[next(moves[row])], ids["<eos>"]] for row in playing]
+        def turn(playing: Any, *_: Any) -> list[Sampled]:
+            return [Sampled([ids[next(moves[row])], ids["<eos>"]]) for row in playing]
 
         return play(task, rows, prompts, Chat(tokenizer, {ids["<eos>"]}), lambda _: turn, max_tokens)[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.evaluation import evaluate
-from scgrpo.evaluation.conversation import Chat
-from scgrpo.evaluation.episodes import play
+from scgrpo.evaluation.conversation import Chat, Sampled
+from scgrpo.evaluation.episodes import in_step, play
 from scgrpo.evaluation.turns import Turns
 from scgrpo.tasks import Canned, Row, Split, Status, Verdict
 from scgrpo.tasks.environment import EnvironmentTask, Episode, Step
+from scgrpo.teacher.models import key_value_cache
 
 EOS = 2
 TEMPLATE = (
@@ -61,6 +63,13 @@ class Echoes(EnvironmentTask):
 
     def canned(self) -> Canned:
         return Canned(self.rows("eval")[0], ("a",), ())
+
+
+class Forgetful(Echoes):
+    prompting = "per_step"
+
+    def step_prompt(self, row: Mapping[str, Any], history: Any, observation: str) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": f"a {observation}"}]
 
 
 TASK = Echoes()
@@ -148,6 +157,67 @@ def test_batched_conversations_are_those_of_a_loop(model: Any, chat_tokenizer: A
         assert {e.done for e in episodes} == {True, False}
 
 
+@pytest.mark.parametrize("prompting", ["concat", "per_step"])
+def test_processes_in_step_play_what_each_would_alone(model: Any, chat_tokenizer: Any, prompting: str) -> None:
+    """Threads for processes. Every turn is one call of both, whoever still plays; a process that raises in its own
+    way, or calls once too often, breaks the barrier."""
+    task = Forgetful() if prompting == "per_step" else TASK
+    shares, barrier, calls = [ROWS[:2], ROWS[2:]], threading.Barrier(2, timeout=60), [0, 0]
+    told = [0, 0]
+
+    def play_one(index: int) -> list[Episode]:
+        def most(mine: int) -> int:
+            told[index] = mine
+            barrier.wait()
+            found = max(told)
+            barrier.wait()
+            return found
+
+        def counted(num_rows: int) -> Any:
+            turns = Turns(model, config(), num_rows)
+
+            def sample_turn(*args: Any) -> list[Sampled]:
+                calls[index] += 1
+                barrier.wait()
+                with lock:
+                    return turns(*args)
+
+            return sample_turn
+
+        def wait(longest: int) -> None:
+            assert longest > 0
+            calls[index] += 1
+            barrier.wait()
+
+        rows = shares[index]
+        with torch.no_grad(), in_step(counted, most, wait) as together:
+            return play(task, rows, [row["prompt"] for row in rows], Chat(chat_tokenizer, {EOS}), together, 40)[1]
+
+    lock = threading.Lock()
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(play_one, range(2)))
+    alone = [played(model, chat_tokenizer, task, rows) for rows in shares]
+    assert found == alone
+    turns = [max(len(e.turns) for e in episodes) for episodes in alone]
+    assert turns[0] != turns[1], "one must wait for the other, or this shows little"
+    assert calls == [max(turns)] * 2
+
+
+def test_keys_of_no_token_are_forgotten(model: Any, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where weights are shared, `generate` goes on with empty steps until all processes are done."""
+    generate = type(model).generate
+
+    def as_with_others(self: Any, **kwargs: Any) -> Any:
+        output = generate(self, **kwargs)
+        (cache,) = (value for name, value in kwargs.items() if name in key_value_cache(self, None))
+        self(output.sequences[:, -1:].repeat(1, 3), **key_value_cache(self, cache))
+        return output
+
+    expected = played(model, chat_tokenizer)
+    monkeypatch.setattr(type(model), "generate", as_with_others)
+    assert played(model, chat_tokenizer) == expected
+
+
 def test_layers_that_forget_start_from_the_tokens_again(make_model: Callable[..., Any], chat_tokenizer: Any) -> None:
     """A sliding window counts positions in the cache, so there must be no holes."""
     window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
@@ -199,7 +269,9 @@ def said(chat_tokenizer: Any, template: str, *actions: str) -> list[Episode]:
     tokenizer.chat_template = template
     turns = iter([tokenizer(f"{action} <eos>", add_special_tokens=False)["input_ids"] for action in actions])
     row = {**ROWS[0], "turns": len(actions)}
-    return play(TASK, [row], [row["prompt"]], Chat(tokenizer, {EOS}), lambda _: lambda *_: [next(turns)], 60)[1]
+    return play(
+        TASK, [row], [row["prompt"]], Chat(tokenizer, {EOS}), lambda _: lambda *_: [Sampled(next(turns))], 60
+    )[1]
 
 
 CONTENT = "{{ m['content'] }}"

@@ -15,9 +15,9 @@ import torch
 
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.evaluation import episodes
-from scgrpo.evaluation.conversation import Chat
+from scgrpo.evaluation.conversation import Chat, Sampled
 from scgrpo.integrations.verl.batch import FIELDS, read_groups, read_sessions
-from scgrpo.integrations.verl.playing import Played, Sampled, Worlds, play, worlds_of
+from scgrpo.integrations.verl.playing import Played, Worlds, play, worlds_of
 from scgrpo.integrations.verl.settings import VerlSettings
 from scgrpo.tasks import Canned, Row, Split, Status, Verdict
 from scgrpo.tasks.base import Message
@@ -116,12 +116,13 @@ def batched(task: EnvironmentTask, chat: Chat, rows: Sequence[Row], max_tokens: 
     def new_sampler(count: int) -> episodes.SampleTurn:
         so_far: list[list[int]] = [[] for _ in range(count)]
 
-        def turn(playing: Sequence[int], added: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+        def turn(playing: Sequence[int], added: Sequence[Sequence[int]], most: int) -> list[Sampled]:
             turns = []
             for index, more in zip(playing, added, strict=True):
                 so_far[index] += more
-                turns.append(said(so_far[index], min(most, max_tokens - lengths[index])))
-                so_far[index] += turns[-1]
+                ids = said(so_far[index], min(most, max_tokens - lengths[index]))
+                turns.append(Sampled(ids, [-float(token) for token in ids]))
+                so_far[index] += ids
             return turns
 
         lengths = [0] * count
@@ -164,7 +165,7 @@ def test_the_same_episodes_as_the_batched_player(
     assert [f.prompt_ids for f in found] == prompt_ids
     for f in found:
         own = zip(f.episode.completion_ids, f.episode.mask, strict=True)
-        assert f.logps == [-float(token) if mine else 0.0 for token, mine in own]
+        assert f.episode.logps == [-float(token) if mine else 0.0 for token, mine in own]
     assert Echo.alive == 0
     if max_tokens == 40:
         assert {f.episode.done for f in found} == {True, False}
@@ -186,7 +187,7 @@ def test_a_server_without_log_probs(chat: Chat) -> None:
     async def plain(context_ids: list[int], most: int) -> Sampled:
         return Sampled(said(context_ids, most))
 
-    assert {f.logps for f in played(Echoes(), chat, sampler=plain)} == {None}
+    assert {f.episode.logps for f in played(Echoes(), chat, sampler=plain)} == {None}
 
 
 def test_an_environment_that_breaks_costs_its_own_rollout(chat: Chat) -> None:

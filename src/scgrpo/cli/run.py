@@ -203,12 +203,6 @@ class _HeldOut:
         problem, accelerator = self.run.problem, self.trainer.accelerator
         if problem.task is None or not problem.eval_rows:
             return None
-        if self._crew.in_step and isinstance(problem.task, EnvironmentTask):
-            if label == "before" and accelerator.is_main_process:
-                self.console.print(
-                    "No conversations while weights are sharded: `scgrpo eval --run` evaluates afterwards."
-                )
-            return None
         with self.trainer.meter.paused():
             record = self._evaluate(problem.task).to_record(step, label) if known is None else known
             record = {**record, "tokens_sampled": round(self.trainer.meter.totals["tokens_sampled"])}

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.tasks.base import Message, Verdict
@@ -115,6 +115,17 @@ def _not_appending(so_far: str, whole: str) -> ConfigError:
     )
 
 
+class Sampled(NamedTuple):
+    """Tokens of a turn, end token included, and their log-probs where the sampler gives them."""
+
+    ids: list[int]
+    logps: Sequence[float] | None = None
+
+    def up_to(self, most: int) -> Sampled:
+        """Its first tokens."""
+        return Sampled(self.ids[:most], None if self.logps is None else self.logps[:most])
+
+
 @dataclass
 class Rollout:
     """One conversation while it is played: `act` and `observe` in turn, `answer` between them, until one of the first
@@ -139,6 +150,7 @@ class Rollout:
     messages: list[Message] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
+    logps: list[float] | None = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
     done: bool = False
     failure: Verdict | None = None
@@ -171,15 +183,15 @@ class Rollout:
         """What the next turn's tokens follow."""
         return [*self.prompt_ids, *self.ids] if self.step_prompt is None else self.contexts[-1].ids
 
-    def act(self, turn: list[int]) -> str | None:
+    def act(self, turn: Sampled) -> str | None:
         """Take a turn's tokens, and return the action; None: it was cut off, and so is the rollout."""
         self.turns.append(len(self.ids))
-        self._append(turn, own=True)
-        action = self.chat.action(turn)
+        self._append(turn.ids, turn.logps, own=True)
+        action = self.chat.action(turn.ids)
         self.messages.append({"role": "assistant", "content": action})
         self.history.append((self.observation, action))
         self.pieces.append(action)
-        return action if turn and turn[-1] in self.chat.ends else None
+        return action if turn.ids and turn.ids[-1] in self.chat.ends else None
 
     def answer(self, action: str) -> Step:
         """The environment's. Rollouts may do this at the same time, each in a thread."""
@@ -205,12 +217,14 @@ class Rollout:
             return self.contexts[-1].ids
         text, added = self.chat.continuation([*self.prompt, *self.messages])
         self.pieces.append(text)
-        self._append(added[:room], own=False)
+        shown = added[:room]
+        self._append(shown, [0.0] * len(shown), own=False)
         return added if len(added) < room and len(self.turns) < max_turns else None
 
-    def _append(self, ids: Sequence[int], *, own: bool) -> None:
+    def _append(self, ids: Sequence[int], logps: Sequence[float] | None, *, own: bool) -> None:
         self.ids += ids
         self.mask += [own] * len(ids)
+        self.logps = None if self.logps is None or logps is None else [*self.logps, *map(float, logps)]
 
     def verdict(self) -> Verdict:
         try:
@@ -225,4 +239,5 @@ class Rollout:
             # No room for an observation after the last action: without its end it is seen to be cut off.
             self.ids.pop()
             self.mask.pop()
-        return Episode(self.messages, self.ids, self.mask, self.turns, self.done, verdict, self.contexts)
+        logps = None if self.logps is None else self.logps[: len(self.ids)]
+        return Episode(self.messages, self.ids, self.mask, self.turns, self.done, verdict, self.contexts, logps)

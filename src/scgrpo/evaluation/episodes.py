@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from scgrpo.errors import ConfigError, DataError
-from scgrpo.evaluation.conversation import Chat, Rollout
+from scgrpo.evaluation.conversation import Chat, Rollout, Sampled
 from scgrpo.tasks.base import Message
 from scgrpo.tasks.environment import EnvironmentTask, Episode, closing
 
-# (rollouts still playing, tokens added to each since its last turn, max_new_tokens) -> their next turns' tokens
-SampleTurn = Callable[[Sequence[int], Sequence[Sequence[int]], int], list[list[int]]]
+# (rollouts still playing, tokens added to each since its last turn, max_new_tokens) -> their next turns
+SampleTurn = Callable[[Sequence[int], Sequence[Sequence[int]], int], list[Sampled]]
+# number of conversations -> what samples their turns
+NewSampler = Callable[[int], SampleTurn]
+
+
+@contextmanager
+def in_step(
+    new_sampler: NewSampler, most: Callable[[int], int], idle: Callable[[int], object]
+) -> Iterator[NewSampler]:
+    """Samplers of processes that can only sample together, because they share weights or a server: conversations end
+    after different numbers of turns, so whoever has none left keeps the others company until nobody has.
+
+    Args:
+        most: a number of each process -> the largest, on each. A collective call.
+        idle: max_new_tokens -> takes part in a turn of the others.
+    """
+
+    def together(num_rows: int) -> SampleTurn:
+        sample_turn = new_sampler(num_rows)
+        return lambda rows, added, max_new_tokens: sample_turn(rows, added, most(max_new_tokens))
+
+    yield together
+    while longest := most(0):
+        idle(longest)
 
 
 def play(
@@ -21,7 +44,7 @@ def play(
     rows: Sequence[Mapping[str, Any]],
     prompts: Sequence[list[Message]],
     chat: Chat,
-    new_sampler: Callable[[int], SampleTurn],
+    new_sampler: NewSampler,
     max_tokens: int,
 ) -> tuple[list[list[int]], list[Episode]]:
     """One episode per row, as many at once as the task allows: each turn is one call of a sampler for those playing.
@@ -30,7 +53,7 @@ def play(
         rows: columns from which the task makes the environments.
         prompts: messages before the first action.
         chat: shared by calls, it renders each observation once.
-        new_sampler: number of conversations -> what samples their turns.
+        new_sampler: makes what samples their turns.
         max_tokens: of a completion, observations included; at least 2.
 
     Returns:
@@ -90,7 +113,7 @@ def _opened(
 def _play_to_the_end(
     task: EnvironmentTask,
     rollouts: Sequence[Rollout],
-    new_sampler: Callable[[int], SampleTurn],
+    new_sampler: NewSampler,
     max_tokens: int,
     each: Callable[..., Iterable[Any]],
 ) -> None:
@@ -106,7 +129,7 @@ def _play_to_the_end(
         turns = sample_turn(playing, list(added.values()), longest)
         acting: dict[int, str] = {}
         for index, left, turn in zip(added, room, turns, strict=True):
-            action = rollouts[index].act(turn[:left])
+            action = rollouts[index].act(turn.up_to(left))
             if action is not None:
                 acting[index] = action
         steps = list(each(Rollout.answer, [rollouts[index] for index in acting], acting.values()))

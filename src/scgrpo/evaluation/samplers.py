@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from scgrpo.errors import ConfigError
-from scgrpo.evaluation.episodes import SampleTurn
+from scgrpo.evaluation.episodes import NewSampler, in_step
 
 if TYPE_CHECKING:
     import torch
@@ -70,16 +70,20 @@ class Sampler(Protocol):
         """`count` completions of each prompt, those of one prompt together, each up to and with its end token."""
         ...
 
-    def turns(self, sampling: Sampling, seed: int) -> AbstractContextManager[Callable[[int], SampleTurn]]:
-        """For `play`: number of conversations -> what samples their turns, while the context lasts."""
+    def turns(self, sampling: Sampling, seed: int) -> AbstractContextManager[NewSampler]:
+        """For `play`: what samples the turns of conversations, while the context lasts."""
         ...
 
 
 class TransformersSampler:
-    """`model.generate`: a transformers causal LM, on its device, and its tokenizer."""
+    """`model.generate`: a transformers causal LM, on its device, and its tokenizer.
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    Args:
+        most: where processes share the weights: a number of each -> the largest, on each.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, most: Callable[[int], int] | None = None) -> None:
+        self.model, self.tokenizer, self.most = model, tokenizer, most
         self.ends = end_tokens(model, tokenizer)
 
     @property
@@ -97,12 +101,17 @@ class TransformersSampler:
             return [until_end(ids, self.ends) for ids in _generate(self.model, prompts, config)]
 
     @contextmanager
-    def turns(self, sampling: Sampling, seed: int) -> Iterator[Callable[[int], SampleTurn]]:
-        from scgrpo.evaluation.turns import Turns
+    def turns(self, sampling: Sampling, seed: int) -> Iterator[NewSampler]:
+        from scgrpo.evaluation.turns import Turns, idle
 
         config = generation_config(self.tokenizer, self.ends, sampling, 1)
+        new_sampler = partial(Turns, self.model, config)
         with _sampling_state(self.model, seed):
-            yield partial(Turns, self.model, config)
+            if self.most is None:
+                yield new_sampler
+            else:
+                with in_step(new_sampler, self.most, lambda _: idle(self.model, config)) as together:
+                    yield together
 
 
 def _generate(model: Any, prompts: Sequence[Sequence[int]], config: Any) -> list[list[int]]:

@@ -69,7 +69,7 @@ def evaluate(
         crew: the processes that share the work; default: this one does all of it. `out` is for one process.
 
     Raises:
-        ConfigError: settings out of range; conversations, with weights that processes share.
+        ConfigError: settings out of range.
         DataError: no rows, or chat prompts with a tokenizer that has no chat template.
         VerifierError: the task does not return a verdict for each completion.
         RunError: `out` holds another evaluation, or cannot be written.
@@ -77,9 +77,9 @@ def evaluate(
     rows = _rows_of(task, rows)
     ks, num_samples = _counts(k, num_samples)
     sampling = Sampling(num_samples, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
-    sampler: Sampler = model if isinstance(model, Sampler) else TransformersSampler(model, tokenizer)
+    crew = crew or Crew()
+    sampler: Sampler = model if isinstance(model, Sampler) else TransformersSampler(model, tokenizer, crew.most)
     kwargs = dict(chat_template_kwargs or {})
-    crew = (crew or Crew()).checked(task)
     draws = _draws_of(sampler, tokenizer, task, rows, sampling, kwargs)
     with _opened(out, sampler, task, rows, sampling, kwargs) as known:
         samples = _sampled(draws, task, rows, sampling, known, out, progress or (lambda done, total: None), crew)
@@ -106,15 +106,10 @@ class Crew:
     gather: Callable[[list[Any]], list[Any]] = list
     in_step: bool = False
 
-    def checked(self, task: Task) -> Crew:
-        """Itself, if it can evaluate this task; raises ConfigError otherwise."""
-        if self.in_step and isinstance(task, EnvironmentTask):
-            raise ConfigError(
-                "Conversations end after different numbers of turns, which processes that share weights cannot wait "
-                "for.",
-                "Evaluate on whole weights: scgrpo eval --run, after the training.",
-            )
-        return self
+    @property
+    def most(self) -> Callable[[int], int] | None:
+        """Where they must go in step: a number of each process -> the largest."""
+        return (lambda mine: max(self.gather([mine]))) if self.in_step else None
 
     def turns(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, bool]]:
         """This process's batches, and whether each counts."""

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scgrpo.evaluation.conversation import Sampled
+from scgrpo.teacher.models import base_causal_lm, key_value_cache
+
 
 class Turns:
     """Samples turn after turn of B conversations.
@@ -38,7 +41,7 @@ class Turns:
             self._cache = None
         self._ids = self._mask = torch.empty(num_rows, 0, dtype=torch.long, device=model.device)
 
-    def __call__(self, rows: Sequence[int], added: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def __call__(self, rows: Sequence[int], added: Sequence[Sequence[int]], max_new_tokens: int) -> list[Sampled]:
         """One more turn of some conversations; the others have ended.
 
         Args:
@@ -52,7 +55,7 @@ class Turns:
             self._so_far[row] += tokens
         self._extend(rows, added)
         self.config.max_new_tokens = max_new_tokens
-        cache = {} if self._cache is None else {"past_key_values": self._cache}
+        cache = {} if self._cache is None else key_value_cache(base_causal_lm(self.model), self._cache)
         output = self.model.generate(
             input_ids=self._ids, attention_mask=self._mask, generation_config=self.config, **cache
         )
@@ -60,9 +63,12 @@ class Turns:
         ended = torch.isin(new, self._ends).long()
         kept = (ended.cumsum(1) - ended == 0).long()  # up to and with the first end
         self._ids, self._mask = output.sequences, torch.cat([self._mask, kept], dim=1)
-        turns = [ids[: int(count)] for ids, count in zip(new.tolist(), kept.sum(1), strict=True)]
+        turns = [Sampled(ids[: int(count)]) for ids, count in zip(new.tolist(), kept.sum(1), strict=True)]
         for row, turn in zip(rows, turns, strict=True):
-            self._so_far[row] += turn
+            self._so_far[row] += turn.ids
+        if self._cache is not None:
+            # Processes that share weights go on until the last one is done, and keep keys of no token.
+            self._cache.crop(self._ids.shape[1] - 1 - self._cache.get_seq_length())
         return turns
 
     def _extend(self, rows: Sequence[int], added: Sequence[Sequence[int]]) -> None:
@@ -84,6 +90,14 @@ class Turns:
         ids = torch.tensor([[self.config.pad_token_id] * (width - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return ids.to(self.model.device), mask.to(self.model.device)
+
+
+def idle(model: Any, config: Any) -> None:
+    """Take part in a turn of processes that share the model's weights: `generate` goes on until all are done."""
+    config = copy.deepcopy(config)
+    config.max_new_tokens, config.num_return_sequences = 1, 1
+    ids = torch.full((1, 1), config.pad_token_id, device=model.device)
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
 
 
 def _listed(end: int | list[int] | None) -> list[int]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from scgrpo.errors import ConfigError, MissingExtraError
-from scgrpo.evaluation.episodes import SampleTurn
+from scgrpo.evaluation.conversation import Sampled
+from scgrpo.evaluation.episodes import NewSampler, SampleTurn
 from scgrpo.evaluation.samplers import Sampling, until_end
 
 # vLLM takes seeds of 64 bits, and adds the number of a completion to that of its prompt.
@@ -76,7 +77,7 @@ class VllmSampler:
         return self._generate(prompts, count, sampling, seed, sampling.max_new_tokens)
 
     @contextmanager
-    def turns(self, sampling: Sampling, seed: int) -> Iterator[Callable[[int], SampleTurn]]:
+    def turns(self, sampling: Sampling, seed: int) -> Iterator[NewSampler]:
         """Every turn is a prompt of all tokens before it; vLLM's prefix cache has most of them."""
         num_calls = 0
 
@@ -85,7 +86,7 @@ class VllmSampler:
 
             def sample_turn(
                 rows: Sequence[int], added: Sequence[Sequence[int]], max_new_tokens: int
-            ) -> list[list[int]]:
+            ) -> list[Sampled]:
                 nonlocal num_calls
                 num_calls += 1
                 for row, ids in zip(rows, added, strict=True):
@@ -94,7 +95,7 @@ class VllmSampler:
                 taken = self._generate(prompts, 1, sampling, _seed(seed, num_calls), max_new_tokens)
                 for row, ids in zip(rows, taken, strict=True):
                     so_far[row] += ids
-                return taken
+                return [Sampled(ids) for ids in taken]
 
             return sample_turn
 

@@ -68,6 +68,8 @@ class Episode:
         done: the environment said so. Otherwise a turn limit or the token budget cut the rollout off.
         verdict: of the environment's last state.
         contexts: with a prompt per step, that of each action; else empty.
+        logps: log-probs of the tokens under what sampled them, 0 for those the model did not write; None where the
+            sampler does not give them.
     """
 
     messages: list[Message]
@@ -77,6 +79,7 @@ class Episode:
     done: bool
     verdict: Verdict
     contexts: list[Context] = field(default_factory=list)
+    logps: list[float] | None = None
 
 
 class EnvironmentTask(Task):

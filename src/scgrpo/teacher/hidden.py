@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scgrpo.errors import ConfigError
-from scgrpo.teacher.models import backbone, base_causal_lm
+from scgrpo.teacher.models import backbone, base_causal_lm, key_value_cache
 from scgrpo.teacher.packing import packed_hidden
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def cached_hidden(
     for prompt, rows in rows_of.items():
         shown = torch.tensor([prompt], device=completions.device)
         cache = DynamicCache(config=core.config)
-        first = core(input_ids=shown, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        first = core(input_ids=shown, **key_value_cache(core, cache), use_cache=True).last_hidden_state[:, -1]
         if out is None:
             out = first.new_zeros(*completions.shape, first.shape[-1])
         out[rows, 0] = first
@@ -85,7 +85,7 @@ def cached_hidden(
         cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=completions.device))
         positions = torch.arange(len(prompt), len(prompt) + kept, device=completions.device)[None]
         inputs = {"input_ids": completions[rows, :kept], "position_ids": positions}
-        states = core(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
+        states = core(**inputs, **key_value_cache(core, cache), use_cache=True).last_hidden_state
         out[rows, 1 : kept + 1] = states
     assert out is not None
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -45,6 +46,12 @@ def base_causal_lm(model: nn.Module) -> Any:
 def backbone(model: nn.Module) -> Any:
     """The model without its output head."""
     return base_causal_lm(model).base_model
+
+
+def key_value_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """The argument of `forward` and `generate` for cached keys and values: transformers has renamed it."""
+    renamed = "cache" in inspect.signature(type(model).forward).parameters
+    return {"cache" if renamed else "past_key_values": cache}
 
 
 def output_head(model: nn.Module, temperature: float) -> OutputHead:

@@ -25,9 +25,9 @@ from uuid import uuid4
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 
 from scgrpo.errors import ConfigError
-from scgrpo.evaluation.conversation import Chat
+from scgrpo.evaluation.conversation import Chat, Sampled
 from scgrpo.integrations.verl.data import ENVIRONMENT_LOOP, read_problem
-from scgrpo.integrations.verl.playing import Played, Sampled, play, worlds_of
+from scgrpo.integrations.verl.playing import Played, play, worlds_of
 from scgrpo.integrations.verl.prompts import PROMPT_MESSAGES, TRANSCRIPT
 from scgrpo.integrations.verl.setup import eos_token_ids
 from scgrpo.integrations.verl.verdicts import opened_task, plain, reward_fields
@@ -133,7 +133,7 @@ def _outputs(
             prompt_ids=ids,
             response_ids=episode.completion_ids[part],
             response_mask=[int(own) for own in episode.mask[part]],
-            response_logprobs=None if played.logps is None else played.logps[part],
+            response_logprobs=None if episode.logps is None else episode.logps[part],
             reward_score=reward["score"],
             num_turns=1 + len(episode.messages),
             metrics=metrics,

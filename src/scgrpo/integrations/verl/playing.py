@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from scgrpo.errors import ConfigError, DataError
-from scgrpo.evaluation.conversation import Chat, Rollout
+from scgrpo.evaluation.conversation import Chat, Rollout, Sampled
 from scgrpo.integrations.verl.verdicts import DEADLINE_S, checked
 from scgrpo.tasks.base import Message, Verdict
 from scgrpo.tasks.environment import Environment, EnvironmentTask, Episode, Step, close
@@ -24,13 +24,6 @@ from scgrpo.tasks.environment import Environment, EnvironmentTask, Episode, Step
 logger = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-
-
-class Sampled(NamedTuple):
-    """Tokens of a turn, end token included, and their log-probs if the server gives them."""
-
-    ids: list[int]
-    logps: Sequence[float] | None = None
 
 
 # (token ids so far, most new tokens) -> a turn
@@ -116,17 +109,10 @@ def worlds_of(task: EnvironmentTask) -> Worlds:
 
 @dataclass(frozen=True)
 class Played:
-    """A rollout that is over.
-
-    Attributes:
-        prompt_ids: of the first turn.
-        logps: one for each of the episode's tokens, 0 for those the model did not write; None without a server that
-            gives them.
-    """
+    """A rollout that is over, and the token ids of its first prompt."""
 
     prompt_ids: list[int]
     episode: Episode
-    logps: list[float] | None
 
 
 async def play(
@@ -167,31 +153,18 @@ async def play(
                 f"{max_prompt_tokens}.",
                 "Raise data.max_prompt_length, or set data.filter_overlong_prompts=True.",
             )
-        logps: list[float] | None = []
         going_on = True
         while going_on:
             room = max_tokens - len(rollout.ids)
             turn = await sample(rollout.context_ids, min(room, task.max_action_tokens or room))
             if not turn.ids:
                 raise DataError("The server sampled no token.", "Look for an aborted request in its log.")
-            logps = _with_turn(logps, turn, room)
-            going_on = await _answered(worlds, rollout, turn.ids[:room], max_tokens, max_prompt_tokens)
-            if logps is not None:
-                logps += [0.0] * (len(rollout.ids) - len(logps))
+            going_on = await _answered(worlds, rollout, turn.up_to(room), max_tokens, max_prompt_tokens)
         verdict = await _verdict(worlds, rollout)
-    episode = rollout.episode(checked(verdict, task.name))
-    return Played(rollout.prompt_ids, episode, None if logps is None else logps[: len(episode.completion_ids)])
+    return Played(rollout.prompt_ids, rollout.episode(checked(verdict, task.name)))
 
 
-def _with_turn(logps: list[float] | None, turn: Sampled, room: int) -> list[float] | None:
-    if logps is None or turn.logps is None:
-        return None
-    return logps + [float(value) for value in turn.logps[:room]]
-
-
-async def _answered(
-    worlds: Worlds, rollout: Rollout, turn: list[int], max_tokens: int, max_prompt_tokens: int
-) -> bool:
+async def _answered(worlds: Worlds, rollout: Rollout, turn: Sampled, max_tokens: int, max_prompt_tokens: int) -> bool:
     """Take a turn and let the environment answer; whether there is another one."""
     action = rollout.act(turn)
     if action is None:
