@@ -1,5 +1,5 @@
-"""Conversations that vLLM draws for TRL's trainer. vLLM needs a GPU: in its place a stand-in with the interface of TRL's
-`VLLMGeneration`, on the trainer's own model."""
+"""Conversations that vLLM draws for TRL's trainer. vLLM needs a GPU: in its place a stand-in with the interface of
+TRL's `VLLMGeneration`, on the trainer's own model."""
 
 from __future__ import annotations
 
