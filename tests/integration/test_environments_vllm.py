@@ -16,9 +16,11 @@ from maze_walker import EasyMaze, build_walker
 from transformers import GenerationConfig, PrinterCallback
 
 from scgrpo import SCGRPOConfig
+from scgrpo.cli.main import main
 from scgrpo.integrations.trl import SCGRPOTrainer
 from scgrpo.integrations.trl.environments import EnvironmentRollouts
-from scgrpo.integrations.trl.host_turns import host_turns
+from scgrpo.integrations.trl.host_sampling import host_turns
+from scgrpo.runs import RunDirectory
 from scgrpo.tasks.environment import EPISODE
 from scgrpo.tasks.reward import reward_function
 
@@ -26,18 +28,24 @@ from scgrpo.tasks.reward import reward_function
 class StandIn:
     """Tokens and log-probs are the model's; a turn's second token lacks it, as where vLLM's is NaN."""
 
+    last: StandIn
+
     def __init__(self, model: Any, accelerator: Any, processing_class: Any, **settings: Any) -> None:
+        StandIn.last = self
         self.model, self.tokenizer = accelerator.unwrap_model(model), processing_class
         self.max_completion_length, self.temperature = settings["max_completion_length"], settings["temperature"]
+        self.top_p, self.top_k, self.min_p, self.repetition_penalty = 1.0, 0, None, 1.0
         self.asked: list[tuple[int, int]] = []
+        self.temperatures: set[float] = set()
         self.loaded = 0
 
     def sync_weights(self) -> None:
         self.loaded += 1
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> Any:
-        assert (images, num_generations) == (None, 1)
+        assert images is None
         self.asked.append((len(prompts), self.max_completion_length))
+        self.temperatures.add(self.temperature)
         drawn = [self._one(prompt) for prompt in prompts]
         return prompts, [ids for ids, _ in drawn], [logps for _, logps in drawn], None
 
@@ -135,6 +143,38 @@ def test_turns_come_from_vllm_with_their_log_probs(make: Any, task: EasyMaze) ->
         assert float(gap.abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize("task", ["maze_walker:EasyMaze", "reach"])
+def test_evaluations_are_drawn_by_vllm_too(
+    task: str, walker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", StandIn)
+    config = (
+        ["--config", "reach"] if task == "reach" else ["--config", "testbed-maze", "--model_name_or_path", walker]
+    )
+    sizes = ["--per_device_train_batch_size", "16", "--num_generations", "4", "--max_train_rows", "64"]
+    counts = [
+        "--max_steps",
+        "2",
+        "--eval_problems",
+        "3",
+        "--eval_k",
+        "4",
+        "--eval_every",
+        "1",
+        "--eval_batch_rows",
+        "8",
+    ]
+    given = [*config, "--task", task, *sizes, *counts, "--compare_with", "none", "--use_vllm", "true"]
+    given += ["--vllm_mode", "colocate", "--eval_temperature", "0.7", "--output_dir", tmp_path / "run"]
+    monkeypatch.setattr("scgrpo.evaluation.samplers._generate", None)  # what samples with the model itself
+    assert main(["train", *map(str, given)]) == 0
+    run = RunDirectory.open(tmp_path / "run")
+    assert [record["label"] for record in run.evals()] == ["before", "during", "after"]
+    assert StandIn.last.temperatures == {0.7, StandIn.last.temperature}
+    assert StandIn.last.loaded == 3, "after no, one and two steps"
+    assert 8 in [count for count, _ in StandIn.last.asked]
+
+
 END = 999
 
 
@@ -156,7 +196,7 @@ class Together:
 def test_the_turns_of_all_processes_are_dealt_out_evenly(
     left: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scgrpo.integrations.trl.host_turns.everywhere", Together(3))
+    monkeypatch.setattr("scgrpo.integrations.trl.host_sampling.everywhere", Together(3))
     asked = [0, 0, 0]
 
     def process(index: int) -> list[Any]:

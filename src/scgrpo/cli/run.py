@@ -22,6 +22,7 @@ from scgrpo.integrations.trl import SCGRPOTrainer
 from scgrpo.integrations.trl.compute import COUNTS
 from scgrpo.integrations.trl.environments import EnvironmentRollouts
 from scgrpo.integrations.trl.evidence import everywhere, shares_weights
+from scgrpo.integrations.trl.host_sampling import HostSampler
 from scgrpo.integrations.trl.presets import label
 from scgrpo.integrations.trl.recorder import RunRecorder
 from scgrpo.runs import OnExists, RunDirectory
@@ -182,7 +183,7 @@ class _HeldOut:
         resumed: bool,
     ) -> None:
         self.run, self.directory, self.trainer, self.console = run, directory, trainer, console
-        self.in_training = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        self.in_training = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.use_vllm
         self.first: Record | None = None
         self._known, self._resumed = known, resumed
         accelerator = trainer.accelerator
@@ -190,7 +191,7 @@ class _HeldOut:
             accelerator.process_index,
             accelerator.num_processes,
             gather=partial(everywhere, accelerator),
-            in_step=shares_weights(accelerator),
+            in_step=shares_weights(accelerator) or trainer.use_vllm,
         )
 
     def start(self) -> None:
@@ -213,9 +214,10 @@ class _HeldOut:
 
     def _evaluate(self, task: Task) -> EvalResult:
         settings, args = self.run.parsed.run, self.run.parsed.trainer
+        trainer = self.trainer
         return evaluate(
-            self.trainer.accelerator.unwrap_model(self.trainer.model),
-            self.trainer.processing_class,
+            HostSampler(trainer) if trainer.use_vllm else trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
             task,
             rows=self.run.problem.eval_rows,
             k=settings.eval_k,

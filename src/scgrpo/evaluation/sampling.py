@@ -98,7 +98,8 @@ class Crew:
     Attributes:
         index, count: this process, of how many.
         gather: a list of each process -> all their elements, on each process.
-        in_step: a forward needs all of them (sharded weights), so that one without a batch draws another's in vain.
+        in_step: drawing needs all of them (split weights, a server), so that one without a batch draws another's in
+            vain.
     """
 
     index: int = 0

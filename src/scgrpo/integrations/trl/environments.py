@@ -16,7 +16,7 @@ from scgrpo.evaluation.episodes import NewSampler, in_step, play
 from scgrpo.evaluation.turns import Turns, idle
 from scgrpo.integrations.trl import per_step
 from scgrpo.integrations.trl.evidence import everywhere, shares_weights
-from scgrpo.integrations.trl.host_turns import HostTurns, host_turns
+from scgrpo.integrations.trl.host_sampling import sampling_in_step
 from scgrpo.tasks.environment import EPISODE, EnvironmentTask, Episode
 
 
@@ -70,12 +70,8 @@ class EnvironmentRollouts:
 def _sampling(trainer: Any) -> Iterator[NewSampler]:
     """What samples turns: the trainer's own model, or whatever else generates for it."""
     accelerator = trainer.accelerator
-
-    def most(mine: int) -> int:
-        return max(everywhere(accelerator, [mine]))
-
     if trainer.use_vllm or trainer.use_transformers_continuous_batching:
-        with in_step(partial(HostTurns, trainer), most, lambda longest: host_turns(trainer, [], longest)) as together:
+        with sampling_in_step(trainer) as together:
             yield together
         return
     unwrapped = unwrap_model_for_generation(
@@ -90,6 +86,10 @@ def _sampling(trainer: Any) -> Iterator[NewSampler]:
         if not shares_weights(accelerator):
             yield new_sampler
             return
+
+        def most(mine: int) -> int:
+            return max(everywhere(accelerator, [mine]))
+
         with in_step(new_sampler, most, lambda _: idle(model, trainer.generation_config)) as together:
             yield together
 

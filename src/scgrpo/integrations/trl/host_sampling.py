@@ -1,14 +1,17 @@
-"""Turns of conversations that something else than the trainer's model draws: vLLM, or continuous batching."""
+"""Sampling by something else than the trainer's model: turns of conversations, by vLLM or continuous batching, and
+evaluations, by vLLM."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from scgrpo.evaluation.conversation import Sampled
-from scgrpo.evaluation.samplers import until_end
+from scgrpo.evaluation.episodes import NewSampler, in_step
+from scgrpo.evaluation.samplers import Sampling, until_end
 from scgrpo.integrations.trl.evidence import everywhere
 
 
@@ -48,7 +51,8 @@ def host_turns(trainer: Any, contexts: Sequence[list[int]], max_new_tokens: int)
     # Copies of the last one make the shares equal.
     dealt = [*everyone, *[everyone[-1]] * (share * accelerator.num_processes - len(everyone))]
     first = accelerator.process_index * share
-    with _limited(trainer, max_new_tokens):
+    holder, limit = _limit(trainer)
+    with _set(holder, **{limit: max_new_tokens}):
         ids, logps = trainer._generate_single_turn(dealt[first : first + share], None, {}, 1)
     drawn = [
         # vLLM has no log-prob of a token where it is not a number.
@@ -60,15 +64,57 @@ def host_turns(trainer: Any, contexts: Sequence[list[int]], max_new_tokens: int)
 
 
 @contextmanager
-def _limited(trainer: Any, max_new_tokens: int) -> Iterator[None]:
-    """TRL's limit for a completion, set to that for a turn."""
+def sampling_in_step(trainer: Any) -> Iterator[NewSampler]:
+    """What samples the turns of conversations, for all processes together."""
+
+    def most(mine: int) -> int:
+        return max(everywhere(trainer.accelerator, [mine]))
+
+    with in_step(partial(HostTurns, trainer), most, lambda longest: host_turns(trainer, [], longest)) as together:
+        yield together
+
+
+class HostSampler:
+    """Evaluations by the vLLM that samples for training: a `scgrpo.evaluation.Sampler`, whose weights TRL has sent.
+
+    TRL gives vLLM no seed for a prompt, so an evaluation is not drawn the same each time. Processes draw in step.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.ends: Collection[int] = trainer.eos_token_ids
+        self.identity = {"engine": "vllm", "weights": None}
+
+    def sample(self, prompts: Sequence[Sequence[int]], count: int, sampling: Sampling, seed: int) -> list[list[int]]:
+        contexts = [list(prompt) for prompt in prompts for _ in range(count)]
+        with self._as(sampling):
+            return [turn.ids for turn in host_turns(self.trainer, contexts, sampling.max_new_tokens)]
+
+    @contextmanager
+    def turns(self, sampling: Sampling, seed: int) -> Iterator[NewSampler]:
+        with self._as(sampling), sampling_in_step(self.trainer) as together:
+            yield together
+
+    def _as(self, sampling: Sampling) -> Any:
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        return _set(self.trainer.vllm_generation, **drawn, min_p=None, repetition_penalty=1.0)
+
+
+def _limit(trainer: Any) -> tuple[Any, str]:
+    """Where TRL keeps its limit for a completion."""
     if trainer.use_vllm:
-        holder, name = trainer.vllm_generation, "max_completion_length"
-    else:
-        holder, name = trainer.generation_config, "max_new_tokens"
-    usual = getattr(holder, name)
-    setattr(holder, name, max_new_tokens)
+        return trainer.vllm_generation, "max_completion_length"
+    return trainer.generation_config, "max_new_tokens"
+
+
+@contextmanager
+def _set(holder: Any, **values: Any) -> Iterator[None]:
+    """Other values of some attributes, for a while."""
+    usual = {name: getattr(holder, name) for name in values}
     try:
+        for name, value in values.items():
+            setattr(holder, name, value)
         yield
     finally:
-        setattr(holder, name, usual)
+        for name, value in usual.items():
+            setattr(holder, name, value)
