@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from scgrpo.tasks.maze import MazeTask
 from scgrpo.tasks.procedural import Problem
@@ -20,6 +21,15 @@ class EasyMaze(MazeTask):
 
     def held_out(self, problem: Problem) -> bool:
         return problem[0] > 7
+
+
+class PerStepMaze(EasyMaze):
+    """Each turn sees the last observation alone."""
+
+    prompting = "per_step"
+
+    def step_prompt(self, row: Any, history: Any, observation: str) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": observation}]
 
 
 def build_walker(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from maze_walker import EasyMaze, build_walker
+from maze_walker import EasyMaze, PerStepMaze, build_walker
 from transformers import GenerationConfig, PrinterCallback
 
 from scgrpo import SCGRPOConfig
@@ -67,13 +67,6 @@ class StandIn:
         return ids.tolist(), [[None if place == 1 else value] for place, value in enumerate(logps)]
 
 
-class PerStep(EasyMaze):
-    prompting = "per_step"
-
-    def step_prompt(self, row: Any, history: Any, observation: str) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": observation}]
-
-
 @pytest.fixture(scope="module")
 def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_walker(tmp_path_factory.mktemp("walker"))
@@ -115,7 +108,7 @@ def make(walker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
-@pytest.mark.parametrize("task", [EasyMaze(), PerStep()])
+@pytest.mark.parametrize("task", [EasyMaze(), PerStepMaze()])
 def test_turns_come_from_vllm_with_their_log_probs(make: Any, task: EasyMaze) -> None:
     trainer = make(task)
     inputs: list[dict[str, torch.Tensor]] = []

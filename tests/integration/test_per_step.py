@@ -16,6 +16,7 @@ from scgrpo.errors import ConfigError
 from scgrpo.evaluation import evaluate
 from scgrpo.integrations.trl import per_step
 from scgrpo.integrations.trl.environments import EnvironmentRollouts
+from scgrpo.integrations.trl.evidence import EvidenceOfAll
 from scgrpo.tasks.base import Message, Verdict
 from scgrpo.tasks.environment import EPISODE, Context, Episode
 from scgrpo.tasks.maze import MAX_MOVES, MazeTask
@@ -102,8 +103,14 @@ def actions_of(episode: Episode) -> list[list[int]]:
     return [episode.completion_ids[a:b] for a, b in zip(episode.turns, ends, strict=True)]
 
 
-def test_scores_are_those_of_each_turn_alone(walker: Path, tmp_path: Path) -> None:
-    """Sampled actions, divergence, and the gradient of one step, against a loop over turns in double precision."""
+@pytest.mark.parametrize("more", [0, 2])
+def test_scores_are_those_of_each_turn_alone(
+    walker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    """Sampled actions, divergence, and the gradient of one step, against a loop over turns in double precision; also
+    where other processes need more forwards."""
+    if more:
+        monkeypatch.setattr(EvidenceOfAll, "agreed_forwards", lambda _, mine: mine + more)
     made = trainer(walker, tmp_path, loss_type="dapo", max_grad_norm=1e9)
     seen: list[Any] = []
     made.listeners.append(seen.append)

@@ -10,6 +10,7 @@ only what the model is asked, log-probs and the conditioned pass, is asked turn 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,8 @@ def logps(
     attention_mask: Int[Tensor, "b s"],
     logits_to_keep: int,
     batch_size: int | None = None,
+    *,
+    agreed_forwards: Callable[[int], int | None] = lambda mine: None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """TRL's log-probs and entropies (B, T), each turn's under its own prompt.
@@ -102,20 +105,33 @@ def logps(
     Args:
         compute: TRL's `(input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)`, sequences at a time.
         of_turns: the batch's `columns`, its rows in the order of the inputs.
+        agreed_forwards: number of forwards -> how many there must be, where processes share weights: rollouts have
+            different numbers of turns, and a forward, like its backward, needs every process.
     """
     completion, mask = input_ids[:, -logits_to_keep:], attention_mask[:, -logits_to_keep:]
     turns, there = Turns.cut(of_turns[_STARTS], mask.sum(dim=1))
     contexts = of_turns[_CONTEXTS][there]
     sequences = torch.cat([contexts.clamp(min=0), turns.take(completion)], dim=1)
     seen = torch.cat([contexts != _NOTHING, turns.present], dim=1).to(attention_mask.dtype)
-    width = turns.source.shape[1]
-    per_turn, entropies, aux_loss = compute(sequences, seen, width, batch_size or len(input_ids), **kwargs)
+    count, at_once = len(sequences), batch_size or len(input_ids)
+    rows, width = _filled(count, at_once, agreed_forwards), turns.source.shape[1]
+    per_turn, entropies, aux_loss = compute(sequences[rows], seen[rows], width, at_once, **kwargs)
+    # In the graph, so that there are as many backwards, but without a share in any gradient.
+    per_turn = per_turn[:count] + 0 * per_turn[count:].sum()
+    entropies = None if entropies is None else entropies[:count]
     back = [
         None if x is None else turns.put(x, turns.row, (len(completion), logits_to_keep))
         for x in (per_turn, entropies)
     ]
     assert back[0] is not None
     return back[0], back[1], aux_loss
+
+
+def _filled(count: int, at_once: int, agreed_forwards: Callable[[int], int | None]) -> list[int]:
+    """Numbers of the rows, and of copies of the last one, for as many forwards as the processes agree on."""
+    own = math.ceil(count / at_once)
+    agreed = agreed_forwards(own) or own
+    return [*range(count), *[count - 1] * max(0, (agreed - 1) * at_once + 1 - count)]
 
 
 class TurnConditioner(Conditioner):

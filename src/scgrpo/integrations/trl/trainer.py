@@ -237,9 +237,9 @@ class SCGRPOTrainer(GRPOTrainer):
         if self.turn_columns:
             self._capturing = False
             own = super()._get_per_token_logps_and_entropies
-            return per_step.logps(
-                partial(own, model), self.turn_columns, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-            )
+            turned = partial(per_step.logps, agreed_forwards=self._evidence.agreed_forwards)
+            given = (input_ids, attention_mask, logits_to_keep, *args)
+            return turned(partial(own, model), self.turn_columns, *given, **kwargs)
         if self._distiller is not None and self._loss_inputs is not None:
             distilled = partial(self._distiller.logps, self._loss_inputs[1])
             with compat.completions_scored_by(distilled, attention_mask, logits_to_keep):
