@@ -162,6 +162,16 @@ def test_memory_and_output_are_bounded(task: AppWorldTask) -> None:
     assert after.strip() == "still here"
 
 
+def test_code_may_print_anything(task: AppWorldTask) -> None:
+    """A printed character that UTF-8 does not hold must not take the episode's verdict away."""
+    world = task.environment(task.rows("train")[0])
+    seen = [
+        world.step(action_of(code)).observation for code in ('print("a\\ud800b", "é\\x00")', "print('still here')")
+    ]
+    assert [text.strip() for text in seen] == ["a\\ud800b é\x00", "still here"]
+    assert world.verdict().status is Status.GRADED
+
+
 def test_a_world_knows_nothing_of_the_one_before(task: AppWorldTask) -> None:
     observed(task, "import json\njson.planted = 1", "y = 1")
     planted, variable = observed(task, "import json\nprint(hasattr(json, 'planted'))", "print(y)")

@@ -168,7 +168,7 @@ def test_the_canned_games() -> None:
 
 def test_documents_are_tokenized_as_the_sampler_does() -> None:
     """Model's words and observations stand where a rollout has them, and only the former are labels."""
-    from scgrpo.evaluation.conversation import Chat
+    from scgrpo.evaluation.conversation import Chat, Sampled
     from scgrpo.evaluation.episodes import play
     from scgrpo.tiny.documents import Document, conditioned
     from scgrpo.tiny.testbeds import get_testbed
@@ -179,8 +179,9 @@ def test_documents_are_tokenized_as_the_sampler_does() -> None:
     solution = TASK.solution(ROW, random.Random(4))
     moves = iter(actions(solution))
     prompt = conditioned(ROW, "verified", transcript(WAY))
+    turns = (Sampled([vocabulary.ids[move], eos]) for move in moves)
     (prompt_ids,), (episode,) = play(
-        TASK, [ROW], [prompt], Chat(tokenizer, {eos}), lambda _: lambda *_: [[vocabulary.ids[next(moves)], eos]], 48
+        TASK, [ROW], [prompt], Chat(tokenizer, {eos}), lambda _: lambda *_: [next(turns)], 48
     )
     assert episode.messages == solution
     ids, labels = tensors([Document(prompt, solution)], vocabulary)

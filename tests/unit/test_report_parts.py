@@ -11,7 +11,7 @@ import pytest
 from scgrpo.report.charts import Bars, Chart, Difference, Forest, Line, Shape, trailing_mean
 from scgrpo.report.curves import draw_png
 from scgrpo.report.draw import COLOURS, INK, draw
-from scgrpo.report.heatmap import build_sections, choose, shift
+from scgrpo.report.heatmap import build_sections, choose, shift, shown_positions
 from scgrpo.report.shares import credit_shares
 from scgrpo.report.text import TOKEN_CLASSES, duration, estimate, number, shorten, token_class, visible
 from scgrpo.runs import RolloutRow
@@ -89,6 +89,30 @@ def test_levels_follow_the_weight_and_its_scale() -> None:
     doubled = build_sections({0: [rollout_row(credit_weights=[4 * w for w in weights])]})[0]
     assert doubled.scale == pytest.approx(3.996)
     assert [cell.level for cell in doubled.cards[0].cells] == [0, 0, 1, 5, 9, None]
+
+
+def test_long_observations_are_cut_before_what_the_model_wrote() -> None:
+    """A conversation of four turns: every token of the model's is shown."""
+    mask = ([True] * 90 + [False] * 2000) * 3 + [True] * 90
+    many = len(mask)
+    row = rollout_row(
+        tokens=["x"] * many,
+        **{name: [0.1] * many for name in ("token_kl", "credit_weights", "student_logps", "teacher_logps")},
+        token_ids=list(range(many)),
+        is_special=[False] * many,
+        mask=mask,
+    )
+    cells = build_sections({0: [row]})[0].cards[0].cells
+    assert [cell.position for cell in cells if cell.kind != "tool"] == [n for n in range(many) if mask[n]]
+    assert [(cell.position, cell.left_out) for cell in cells if cell.left_out] == [
+        (2065, 1950),
+        (4155, 1950),
+        (6245, 1950),
+    ]
+    assert shown_positions([True] * 1000) == [*range(600), *range(700, 1000)]
+    assert shown_positions(([True] * 90 + [False] * 2000) * 10)[599:601] != [599, 600], "the middle is cut then"
+    assert len(shown_positions(([True] * 90 + [False] * 2000) * 10)) == 900
+    assert shown_positions([]) == []
 
 
 def test_credit_shares_by_hand() -> None:

@@ -15,6 +15,7 @@ from scgrpo import get_task
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.tasks.environment import actions
 from scgrpo.tasks.webshop import WebShopTask
+from scgrpo.tasks.webshop.catalogue import load_catalogue
 from scgrpo.tasks.webshop.player import winning_actions
 from scgrpo.tasks.webshop.prompts import page_of, parse_action
 
@@ -127,6 +128,15 @@ def test_the_example_keeps_to_the_steps(max_steps: int) -> None:
     assert len(canned.right) == (2 if max_steps == 8 else 1)
     for wanted, completions in ((1.0, canned.right), (0.0, canned.wrong)):
         assert {v.score for v in task.verify(completions, [canned.row] * len(completions))} == {wanted}
+
+
+def test_a_file_that_ends_within_a_character_is_named(tmp_path: Path) -> None:
+    (tmp_path / "items_ins_v2_1000.json").write_text("{}")
+    for name in ("items_shuffle_1000.json", "products_1k_docs.jsonl"):
+        (tmp_path / name).write_bytes('[{"asin": "é'.encode()[:-1])
+        with pytest.raises(DataError, match=f"{name} is not UTF-8 text, or cut off"):
+            load_catalogue("1k", tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_rows_of_other_options_are_refused(task: WebShopTask) -> None:

@@ -14,17 +14,31 @@ from typing import Any, NamedTuple
 
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.tasks.base import Message, Verdict
-from scgrpo.tasks.environment import Context, Environment, EnvironmentTask, Episode, Step, broken
+from scgrpo.tasks.environment import (
+    FAILURES,
+    Context,
+    Environment,
+    EnvironmentTask,
+    Episode,
+    Step,
+    answer_of,
+    broken,
+    verdict_of,
+)
 
 logger = logging.getLogger(__name__)
+
+# Observations whose tokens are kept: about those of a batch, as the rollouts of a group often see the same.
+_KEPT = 256
 
 
 @dataclass
 class Chat:
     """Conversations as the chat template renders them, turn by turn.
 
-    A turn's text is rendered once for each observation: what the template puts between an action and the next one
-    (end token, observation, generation prompt) depends on nothing else. `check` makes sure of that.
+    A turn's text is rendered once for each of the last few hundred observations: what the template puts between an
+    action and the next one (end token, observation, generation prompt) depends on nothing else. `check` makes sure of
+    that.
 
     Attributes:
         ends: ids of end tokens.
@@ -79,13 +93,16 @@ class Chat:
             said = action["content"].strip()
             if not whole.startswith(so_far) or not rest.startswith(said):
                 raise _not_appending(so_far + said, whole)
-            text = rest[len(said) :]
+            # White space at the action's end has been sampled already.
+            text = rest[len(said) :].lstrip()
             ids = self.encode(text)
             if not ids or ids[0] not in self.ends:
                 raise ConfigError(
                     f"The chat template does not close an assistant's turn with an end token, but with {text!r}.",
                     "Use a chat model whose template does, and its end token as eos_token.",
                 )
+            if len(self._continuations) >= _KEPT:
+                self._continuations.clear()
             self._continuations[key] = text, ids[1:]
         return self._continuations[key]
 
@@ -132,11 +149,13 @@ class Rollout:
     two returns None; then `verdict` and `episode`.
 
     Attributes:
+        problem: what the log calls it.
         step_prompt: history and observation -> the next turn's prompt, if each turn has its own.
         pieces: the text so far, as it was put together.
         history: for each turn, the observation it answered and the action.
     """
 
+    problem: str
     chat: Chat
     environment: Environment
     observer: str
@@ -176,7 +195,8 @@ class Rollout:
         text, ids = opening[0], list(opening[1])
         own = partial(task.step_prompt, row) if task.prompting == "per_step" else None
         contexts = [] if own is None else [Context(prompt, ids)]
-        return cls(chat, environment, task.observer, prompt, ids, [text], own, contexts)
+        problem = str(row.get("problem_id", "?"))
+        return cls(problem, chat, environment, task.observer, prompt, ids, [text], own, contexts)
 
     @property
     def context_ids(self) -> list[int]:
@@ -196,15 +216,26 @@ class Rollout:
     def answer(self, action: str) -> Step:
         """The environment's. Rollouts may do this at the same time, each in a thread."""
         try:
-            return self.environment.step(action)
-        except Exception as error:  # noqa: BLE001 (an environment may be anything; broken is not wrong)
-            logger.warning("An environment raised %r on the action %r; its rollout has no verdict.", error, action)
+            return answer_of(self.environment, action)
+        except FAILURES as error:  # broken is not wrong
+            logger.warning(
+                "The environment of problem %s raised %.500r on the action %.200r; its rollout has no verdict.",
+                self.problem,
+                error,
+                action,
+            )
             self.failure = broken(error)
             return Step("")
 
-    def observe(self, step: Step, max_tokens: int, max_turns: int) -> list[int] | None:
+    def observe(
+        self, step: Step, max_tokens: int, max_turns: int, max_prompt_tokens: int | None = None
+    ) -> list[int] | None:
         """Take an answer, and return the tokens to add before the next turn, or its whole prompt where each has its
-        own; None: the rollout is over."""
+        own; None: the rollout is over.
+
+        Args:
+            max_prompt_tokens: a rollout whose next turn has a prompt of its own that is longer is cut off.
+        """
         self.observation, self.done = step
         if self.done or self.failure is not None:
             return None
@@ -213,8 +244,18 @@ class Rollout:
         if self.step_prompt is not None:
             if room <= 0 or len(self.turns) >= max_turns:
                 return None
-            self.contexts.append(self.chat.context(self.step_prompt(self.history, self.observation)))
-            return self.contexts[-1].ids
+            context = self.chat.context(self.step_prompt(self.history, self.observation))
+            if max_prompt_tokens is not None and len(context.ids) > max_prompt_tokens:
+                logger.warning(
+                    "Problem %s: the prompt of turn %d has %d tokens, more than %d: its rollout is cut off.",
+                    self.problem,
+                    len(self.turns) + 1,
+                    len(context.ids),
+                    max_prompt_tokens,
+                )
+                return None
+            self.contexts.append(context)
+            return context.ids
         text, added = self.chat.continuation([*self.prompt, *self.messages])
         self.pieces.append(text)
         shown = added[:room]
@@ -228,8 +269,9 @@ class Rollout:
 
     def verdict(self) -> Verdict:
         try:
-            return self.failure or self.environment.verdict()
-        except Exception as error:  # noqa: BLE001
+            return self.failure or verdict_of(self.environment)
+        except FAILURES as error:
+            logger.warning("The environment of problem %s has no verdict: it raised %.500r.", self.problem, error)
             return broken(error)
 
     def episode(self, verdict: Verdict) -> Episode:

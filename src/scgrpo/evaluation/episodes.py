@@ -46,6 +46,7 @@ def play(
     chat: Chat,
     new_sampler: NewSampler,
     max_tokens: int,
+    max_prompt_tokens: int | None = None,
 ) -> tuple[list[list[int]], list[Episode]]:
     """One episode per row, as many at once as the task allows: each turn is one call of a sampler for those playing.
 
@@ -55,6 +56,7 @@ def play(
         chat: shared by calls, it renders each observation once.
         new_sampler: makes what samples their turns.
         max_tokens: of a completion, observations included; at least 2.
+        max_prompt_tokens: where each turn has a prompt of its own: a rollout whose next one is longer is cut off.
 
     Returns:
         The prompts' token ids, and the episodes.
@@ -84,7 +86,7 @@ def play(
                 stack.callback(threads.shutdown, wait=False, cancel_futures=True)
                 each = threads.map
             rollouts = _opened(task, rows[part], prompts[part], chat, stack)
-            _play_to_the_end(task, rollouts, new_sampler, max_tokens, each)
+            _play_to_the_end(task, rollouts, new_sampler, (max_tokens, max_prompt_tokens), each)
             verdicts = list(each(Rollout.verdict, rollouts))
         prompt_ids += [rollout.prompt_ids for rollout in rollouts]
         episodes += map(Rollout.episode, rollouts, verdicts)
@@ -114,10 +116,12 @@ def _play_to_the_end(
     task: EnvironmentTask,
     rollouts: Sequence[Rollout],
     new_sampler: NewSampler,
-    max_tokens: int,
+    limits: tuple[int, int | None],
     each: Callable[..., Iterable[Any]],
 ) -> None:
-    """Args: `each` maps a function over several arguments, perhaps in threads."""
+    """Args: `limits` are tokens of a completion and of a prompt; `each` maps a function over several arguments,
+    perhaps in threads."""
+    max_tokens, max_prompt_tokens = limits
     added = {index: rollout.prompt_ids for index, rollout in enumerate(rollouts)}
     sample_turn = new_sampler(len(rollouts))
     while added:
@@ -135,6 +139,6 @@ def _play_to_the_end(
         steps = list(each(Rollout.answer, [rollouts[index] for index in acting], acting.values()))
         added = {}
         for index, step in zip(acting, steps, strict=True):
-            more = rollouts[index].observe(step, max_tokens, task.max_turns)
+            more = rollouts[index].observe(step, max_tokens, task.max_turns, max_prompt_tokens)
             if more is not None:
                 added[index] = more

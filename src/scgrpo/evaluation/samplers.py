@@ -58,6 +58,8 @@ class Sampler(Protocol):
     Attributes:
         ends: ids of the tokens that end a completion.
         identity: what besides the settings decides what is drawn: the engine, the weights. JSON values.
+
+    One that knows has a `max_prompt_tokens` too: a conversation whose next prompt is longer is cut off.
     """
 
     @property
@@ -85,6 +87,12 @@ class TransformersSampler:
     def __init__(self, model: Any, tokenizer: Any, most: Callable[[int], int] | None = None) -> None:
         self.model, self.tokenizer, self.most = model, tokenizer, most
         self.ends = end_tokens(model, tokenizer)
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        from scgrpo.evaluation.turns import longest_prompt
+
+        return longest_prompt(self.model)
 
     @property
     def identity(self) -> dict[str, Any]:

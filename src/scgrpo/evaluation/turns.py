@@ -100,6 +100,12 @@ def idle(model: Any, config: Any) -> None:
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
 
 
+def longest_prompt(model: Any) -> int | None:
+    """The most tokens after which a model has a position left; None if its configuration says nothing."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit - 1 if limit else None
+
+
 def _listed(end: int | list[int] | None) -> list[int]:
     return end if isinstance(end, list) else [] if end is None else [end]
 

@@ -53,6 +53,8 @@ class VllmSampler:
                 "Install it into this environment (pip install vllm; it needs a GPU), or use --engine transformers.",
             ) from error
         self._params: Callable[..., Any] = vllm.SamplingParams
+        longest = (options or {}).get("max_model_len")
+        self.max_prompt_tokens: int | None = None if longest is None else int(longest) - 1
         self.ends = set(ends or ()) | ({tokenizer.eos_token_id} - {None})
         # Its own sampling settings must not leak in: what is not set is off.
         settings = {"model": model, "dtype": dtype, "generation_config": "vllm", **(options or {})}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 from scgrpo.report.text import harmless, number, visible
 from scgrpo.runs import RolloutRow
 
 LEVELS = 10
-# Longer completions are cut in the middle: the page has to stay small enough for a browser.
+# Longer completions are cut: the page has to stay small enough for a browser. First every long observation but for so
+# many tokens at its ends, as what the model wrote is between them; where that is not enough, the middle.
+_OBSERVATION_ENDS = 25
 _HEAD_TOKENS, _TAIL_TOKENS = 600, 300
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One token: its text, shade (0 to 9, None = not weighted), kind of token, and its numbers."""
+    """One token: its text, shade (0 to 9, None = not weighted), kind, numbers, how many before it are left out."""
 
     position: int
     text: str
@@ -24,6 +27,7 @@ class Cell:
     breaks: bool
     title: str
     numbers: tuple[str, ...]
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,6 @@ class Card:
     solved: bool | None
     facts: list[str]
     cells: list[Cell]
-    num_left_out: int
-    cut_after: int
     scored: bool
     demonstration_heading: str
     demonstration: str
@@ -110,24 +112,31 @@ def _listed(counts: Iterable[tuple[int, str]]) -> str:
 
 
 def _card(name: str, row: RolloutRow, members: Mapping[tuple[int, int], RolloutRow], scale: float) -> Card:
-    cut = len(row.tokens) > _HEAD_TOKENS + _TAIL_TOKENS
-    positions = list(range(len(row.tokens)))
-    if cut:
-        positions = positions[:_HEAD_TOKENS] + positions[-_TAIL_TOKENS:]
+    positions = shown_positions(row.mask)
     shown = None if row.demonstration is None else members.get((row.group, row.demonstration))
     return Card(
         heading=name,
         solved=row.solved,
         facts=_facts(row),
-        cells=[_cell(row, position, scale) for position in positions],
-        num_left_out=len(row.tokens) - len(positions),
-        cut_after=_HEAD_TOKENS if cut else 0,
+        cells=[_cell(row, here, scale, here - before - 1) for before, here in pairwise([-1, *positions])],
         scored=is_scored(row),
         demonstration_heading=_demonstration_heading(row, shown),
         demonstration=harmless(row.demonstration_text or ""),
         prompt=harmless(row.prompt),
         teacher_prompt=harmless(row.teacher_prompt or ""),
     )
+
+
+def shown_positions(mask: Sequence[bool]) -> list[int]:
+    """Which tokens of a completion are shown, of which `mask` says whether the model wrote them."""
+    most = _HEAD_TOKENS + _TAIL_TOKENS
+    positions = list(range(len(mask)))
+    if len(positions) > most:
+        runs = [(own, list(run)) for own, run in groupby(positions, key=mask.__getitem__)]
+        ends = _OBSERVATION_ENDS
+        short = [run if own or len(run) <= 2 * ends else run[:ends] + run[-ends:] for own, run in runs]
+        positions = [position for run in short for position in run]
+    return positions if len(positions) <= most else positions[:_HEAD_TOKENS] + positions[-_TAIL_TOKENS:]
 
 
 def _facts(row: RolloutRow) -> list[str]:
@@ -157,7 +166,7 @@ def _demonstration_heading(row: RolloutRow, shown: RolloutRow | None) -> str:
     return f"Demonstration: rollout {row.demonstration} of the same group{outcome}{cut}"
 
 
-def _cell(row: RolloutRow, index: int, scale: float) -> Cell:
+def _cell(row: RolloutRow, index: int, scale: float, left_out: int) -> Cell:
     token, mine = row.tokens[index], row.mask[index]
 
     def at(values: list[float] | None) -> str:
@@ -178,4 +187,4 @@ def _cell(row: RolloutRow, index: int, scale: float) -> Cell:
     if mine and row.token_kl is not None and weight == weight:
         level = min(LEVELS - 1, max(0, int(weight / scale * LEVELS)))
     kind = "tool" if not mine else "special" if row.is_special[index] else ""
-    return Cell(index, text, level, kind, "\n" in token, title, numbers)
+    return Cell(index, text, level, kind, "\n" in token, title, numbers, left_out)

@@ -8,19 +8,25 @@ Actions are the model's own tokens; observations are in the completion too, but 
 from __future__ import annotations
 
 import logging
+import math
+import reprlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
-from scgrpo.errors import ConfigError, DataError, ShapeError
-from scgrpo.tasks.base import Completion, Message, Task, Verdict
+from scgrpo.errors import ConfigError, DataError, ScgrpoError, ShapeError
+from scgrpo.tasks.base import Completion, Message, Status, Task, Verdict
 
 logger = logging.getLogger(__name__)
 
 # Column under which a reward function finds the episode of a rollout.
 EPISODE = "episode"
+
+# What a broken environment may raise: a game may also end the process it thinks is its own.
+FAILURES = (Exception, SystemExit)
+_DETAIL_CHARS = 500
 
 
 # How the turns of a rollout are prompted: one growing conversation, or each by a prompt of its own.
@@ -39,7 +45,8 @@ class Environment(Protocol):
     is over and has its verdict, however that came about."""
 
     def step(self, action: str) -> Step:
-        """The answer to what the model wrote in one turn, without its end token. Never raises for a bad action."""
+        """The answer to what the model wrote in one turn, without its end token. Never raises for a bad action, and
+        comes back: nothing here ends a call that hangs."""
         ...
 
     def verdict(self) -> Verdict:
@@ -146,18 +153,38 @@ class EnvironmentTask(Task):
         return verdicts
 
     def environments(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Environment]:
-        """A fresh environment for each row.
+        """A fresh environment for each row. In place of one that cannot be made is one that is broken: it costs its
+        own rollout.
 
         Raises:
             DataError: a row lacks a column.
+            ScgrpoError: the task's own words that it cannot make any.
         """
         for index, row in enumerate(rows):
             try:
-                yield self.environment(row)
+                environment = self.environment(row)
             except KeyError as error:
                 raise DataError(
                     f"Row {index} has no column {error}.", f"Take rows from the task {self.name!r} itself."
                 ) from error
+            except ScgrpoError:
+                raise
+            except FAILURES as error:
+                environment = _Unmade(error)
+            yield environment
+
+
+class _Unmade:
+    """In place of an environment that could not be made."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def step(self, action: str) -> Step:
+        raise self._error
+
+    def verdict(self) -> Verdict:
+        raise self._error
 
 
 def as_messages(completion: Completion) -> list[Message]:
@@ -180,15 +207,41 @@ def replayed(environment: Environment, messages: Sequence[Message], observer: st
             if message["role"] == "assistant":
                 if done or expected is not None:
                     return wrong
-                observation, done = environment.step(message["content"])
+                observation, done = answer_of(environment, message["content"])
                 expected = None if done else {"role": observer, "content": observation}
             elif message != expected:
                 return wrong
             else:
                 expected = None
-        return environment.verdict()
-    except Exception as error:  # noqa: BLE001 (an environment may be anything; broken is not wrong)
+        return verdict_of(environment)
+    except FAILURES as error:  # broken is not wrong
         return broken(error)
+
+
+def answer_of(environment: Environment, action: str) -> Step:
+    """Its answer to an action. What no tokenizer and no file takes (lone surrogates) becomes its escape.
+
+    Raises:
+        TypeError: it is no `Step`, or has no text.
+    """
+    answer: Any = environment.step(action)
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], str):
+        raise TypeError(f"step() gave {reprlib.repr(answer)}, not Step(observation, done) with a text")
+    return Step(answer[0].encode("utf-8", "backslashreplace").decode(), bool(answer[1]))
+
+
+def verdict_of(environment: Environment) -> Verdict:
+    """Its verdict; an error where the score is no finite number.
+
+    Raises:
+        TypeError: it is none.
+    """
+    verdict: Any = environment.verdict()
+    if not isinstance(verdict, Verdict):
+        raise TypeError(f"verdict() gave {reprlib.repr(verdict)}, not a Verdict")
+    if verdict.status is Status.GRADED and not math.isfinite(verdict.score):
+        return Verdict.error(f"the score is {verdict.score}")
+    return verdict
 
 
 @contextmanager
@@ -206,13 +259,14 @@ def close(environment: Environment) -> None:
     if own is not None:
         try:
             own()
-        except Exception as error:  # noqa: BLE001
+        except FAILURES as error:
             logger.warning("An environment could not be closed: %r.", error)
 
 
-def broken(error: Exception) -> Verdict:
+def broken(error: BaseException) -> Verdict:
     """The verdict where the environment itself failed."""
-    return Verdict.error(f"the environment raised {error!r}")
+    make = Verdict.timeout if isinstance(error, TimeoutError) else Verdict.error
+    return make(f"the environment raised {error!r}"[:_DETAIL_CHARS])
 
 
 def scripted(environment: Environment, player: Callable[[str | None], str], observer: str = "user") -> list[Message]:
@@ -227,5 +281,5 @@ def scripted(environment: Environment, player: Callable[[str | None], str], obse
         if observation is not None:
             messages.append({"role": observer, "content": observation})
         messages.append({"role": "assistant", "content": player(observation)})
-        observation, done = environment.step(messages[-1]["content"])
+        observation, done = answer_of(environment, messages[-1]["content"])
     return messages

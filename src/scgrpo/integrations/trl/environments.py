@@ -13,7 +13,7 @@ from trl.models.utils import unwrap_model_for_generation
 from scgrpo.errors import IncompatibleHostError
 from scgrpo.evaluation.conversation import Chat
 from scgrpo.evaluation.episodes import NewSampler, in_step, play
-from scgrpo.evaluation.turns import Turns, idle
+from scgrpo.evaluation.turns import Turns, idle, longest_prompt
 from scgrpo.integrations.trl import per_step
 from scgrpo.integrations.trl.evidence import everywhere, shares_weights
 from scgrpo.integrations.trl.host_sampling import sampling_in_step
@@ -53,7 +53,13 @@ class EnvironmentRollouts:
             self._chat = Chat(trainer._tokenizer, set(trainer.eos_token_ids), kwargs, trainer.chat_template)
         with _sampling(trainer) as new_sampler:
             prompt_ids, episodes = play(
-                self.task, rows, prompts, self._chat, new_sampler, trainer.max_completion_length
+                self.task,
+                rows,
+                prompts,
+                self._chat,
+                new_sampler,
+                trainer.max_completion_length,
+                _longest_prompt(trainer),
             )
         trainer.turn_columns = per_step.columns(episodes, trainer.accelerator.device)
         logps = [episode.logps for episode in episodes]
@@ -64,6 +70,12 @@ class EnvironmentRollouts:
             "env_mask": [[int(own) for own in episode.mask] for episode in episodes],
             EPISODE: episodes,
         }
+
+
+def _longest_prompt(trainer: Any) -> int | None:
+    """After which whatever samples has room for a token."""
+    served = trainer.args.vllm_max_model_length if trainer.use_vllm else None
+    return longest_prompt(trainer.model) if served is None else served - 1
 
 
 @contextmanager

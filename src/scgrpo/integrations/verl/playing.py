@@ -173,18 +173,7 @@ async def _answered(worlds: Worlds, rollout: Rollout, turn: Sampled, max_tokens:
         step = await worlds.run(lambda: rollout.answer(action))
     except TimeoutError as error:
         rollout.failure, step = Verdict.timeout(str(error)), Step("")
-    if rollout.observe(step, max_tokens, worlds.task.max_turns) is None:
-        return False
-    if rollout.step_prompt is not None and len(rollout.context_ids) > max_prompt_tokens:
-        logger.warning(
-            "A step's prompt of task %r has %d tokens, more than %d: its rollout is cut off.",
-            worlds.task.name,
-            len(rollout.context_ids),
-            max_prompt_tokens,
-        )
-        rollout.contexts.pop()
-        return False
-    return True
+    return rollout.observe(step, max_tokens, worlds.task.max_turns, max_prompt_tokens) is not None
 
 
 async def _verdict(worlds: Worlds, rollout: Rollout) -> Verdict:

@@ -180,7 +180,8 @@ class Server:
 
     def _settings(self, listener: int, control: int) -> dict[str, Any]:
         first = os.getpid() * 16
-        user = _FIRST_USER + (first + self.number + 8 * (self.role == "judge")) % _NUM_USERS
+        # The judge's is a number that no world has: a world could send signals to a process of the same user.
+        user = _FIRST_USER + (first + (0 if self.role == "judge" else 1 + self.number % 15)) % _NUM_USERS
         return {
             "parent": os.getpid(),
             "socket_fd": listener,
@@ -205,8 +206,10 @@ class Server:
     def _reply(self, timeout_s: float) -> dict[str, Any]:
         """One line of the template's; a `detail` of our own where none comes."""
         end, line = time.monotonic() + timeout_s, b""
+        report = select.poll()  # not select(), which takes no descriptor from 1024 on
+        report.register(self._report, select.POLLIN)
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self._report], [], [], max(0.0, end - time.monotonic()))
+            ready = report.poll(max(0.0, end - time.monotonic()) * 1000)
             piece = os.read(self._report, 2**16) if ready else b""
             if not piece:
                 return {"detail": "its processes ended" if ready else f"it said nothing for {timeout_s:g} s"}

@@ -115,6 +115,7 @@ class ServerPool:
                 if isinstance(error, ServerTimeoutError):
                     self._judge.kill()
                     raise
+                self._check()  # where the pool was closed meanwhile, no judge may be started after it
                 logger.warning("AppWorld's judge failed at %s, and is replaced: %s", task_id, error.problem)
                 self._judge.kill()
                 return self._judged(task_id, outputs)

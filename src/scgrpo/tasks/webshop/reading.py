@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,7 +37,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: a line that holds something else.
     """
-    with path.open(encoding="utf-8") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 value = json.loads(line)
@@ -52,7 +53,7 @@ def json_list(path: Path) -> Iterator[dict[str, Any]]:
         DataError: it is something else.
     """
     decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8") as file:
+    with _opened(path) as file:
         text = file.read(_CHUNK).lstrip("\ufeff \t\r\n")
         if not text.startswith("["):
             raise DataError(f"{path} does not hold a list.", _AGAIN)
@@ -68,6 +69,15 @@ def json_list(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             yield _checked(value, path, f"item {number}")
             text, number = text[end:], number + 1
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text, or cut off ({error.reason}).", _AGAIN) from error
 
 
 def _longer(text: str, file: TextIO, path: Path, number: int, error: json.JSONDecodeError) -> str:

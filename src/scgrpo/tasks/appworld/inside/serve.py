@@ -116,6 +116,7 @@ def _template(settings: dict[str, Any]) -> None:
                 os.close(children)
                 _world(application, server)
             _send(report, {"world": world})
+            _refuse_after(world, server, control)
 
 
 def _send(report: Any, message: dict[str, Any]) -> None:
@@ -170,9 +171,20 @@ def _application(settings: dict[str, Any]) -> tuple[Any, dict[str, str]]:
     for name in get_all_apps():
         importlib.import_module(f"appworld.apps.{name}.models")
         importlib.import_module(f"appworld.apps.{name}.apis")
+    _take_any_text()
     if settings["role"] == "judge":
         _add_judge(app)
     return app, {"appworld": version("appworld"), "python": sys.version.split()[0]}
+
+
+def _take_any_text() -> None:
+    """Let code print what UTF-8 does not hold (lone surrogates): the engine would fail, and the episode with it."""
+    from appworld import AppWorld
+
+    execute = AppWorld.execute
+    AppWorld.execute = lambda world, code: execute(world, code).encode("utf-8", "backslashreplace").decode()
+    # Its log of the episode, which nobody reads, and which would be written anew at each step.
+    AppWorld._save_environment_io_log = lambda world: None
 
 
 def _add_judge(app: Any) -> None:
@@ -195,6 +207,20 @@ def _refuse_waiting(server: socket.socket) -> None:
     with contextlib.suppress(BlockingIOError):
         while True:
             server.accept()[0].close()
+
+
+def _refuse_after(world: int, server: socket.socket, control: Any) -> None:
+    """Until the next line on the control pipe: where the world ends before it, nobody shall wait for its answer."""
+    ended = os.pidfd_open(world)
+    watched = select.poll()
+    watched.register(control, select.POLLIN | select.POLLHUP)
+    watched.register(ended, select.POLLIN)
+    while all(descriptor != control.fileno() for descriptor, _ in watched.poll()):
+        _refuse_waiting(server)
+        watched.register(server, select.POLLIN)
+        with contextlib.suppress(KeyError):
+            watched.unregister(ended)
+    os.close(ended)
 
 
 def _world(application: Any, server: socket.socket) -> None:
