@@ -48,6 +48,10 @@ class DataError(ScgrpoError, ValueError):
     """A data set whose rows are missing, malformed or without the columns a task needs."""
 
 
+class MissingDataError(DataError):
+    """Data that is not on this machine and cannot be fetched now; what is there and malformed is a `DataError`."""
+
+
 class RunError(ScgrpoError, OSError):
     """A run directory that is missing, already in use, or written by an incompatible version."""
 

@@ -103,6 +103,13 @@ def test_a_run_on_its_own_and_another_task(tmp_path: Path, capsys: pytest.Captur
     assert [e["label"] for e in json.loads((tmp_path / "all.json").read_text())] == ["after", "after"]
     folders = {str(path.parent.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("result.json")}
     assert folders == {"reach/before", "reach/after", "countdown/before", "countdown/after"}
+    assert main(["eval", "--run", str(tmp_path / "run")]) == 0
+    assert [(e["label"], e["task"]) for e in trained.evals()[4:]] == [("after", "reach")], "before is known"
+    for more in (["--max_new_tokens", "8"], ["--task_options", '{"eval_part": "final"}']):
+        assert main(["eval", "--run", str(tmp_path / "run"), *more]) == 0
+        assert [e["label"] for e in trained.evals()[-2:]] == ["before", "after"], "but not like this"
+    assert main(["eval", "--run", str(tmp_path / "run")]) == 0
+    assert len(trained.evals()) == 10
     capsys.readouterr()
     assert main(["eval", "--compare", str(tmp_path / "out" / "reach" / "before"), str(tmp_path / "run")]) == 0
     assert "No difference in Avg@2 can be told from chance." in capsys.readouterr().out
@@ -134,7 +141,12 @@ def test_comparisons_by_command(tmp_path: Path, capsys: pytest.CaptureFixture) -
         (["--task", "raech"], "There is no task 'raech'.\nDid you mean 'reach'?"),
         (["--task", "reach", "--task_options", '{"parts": "tune"}'], "has no option 'parts'"),
         (["--task", "reach", "--engine", "vllm"], "pip install vllm"),
-        (["--task", "reach", "--problems", "0"], "There are no rows to evaluate on."),
+        (["--task", "reach", "--problems", "0"], "--problems is 0."),
+        (["--task", "reach", "--json", "no/such/folder/x.json"], "--json no/such/folder/x.json cannot be written."),
+        (["--task", "reach", "--temperature", "nan"], "temperature=nan"),
+        (["--task", "reach", "--device", "nowhere"], "does not go to the device 'nowhere'"),
+        (["--task", "reach", "--dtype", "float17"], "There is no dtype 'float17'"),
+        (["--task", "reach", "--engine_options", '{"seed": 1}'], "are not for --engine transformers"),
     ],
 )
 def test_what_cannot_be_evaluated(

@@ -9,6 +9,7 @@ import pytest
 
 from scgrpo.cli.main import main
 from scgrpo.tasks import task_names
+from scgrpo.tasks.math import SETS
 
 MODULE = '''
 from scgrpo.errors import MissingExtraError
@@ -122,6 +123,8 @@ def test_the_list_has_every_task(
     assert list(lines) == task_names()
     assert "environment" in lines["maze"]
     assert "download openai/gsm8k" in lines["gsm8k"]
+    assert "GSM8K: word problems" in lines["gsm8k"]
+    assert len({lines[name].split("download ")[-1] for name in SETS}) == len(SETS), "each says what it is"
     assert lines["fine"].endswith("Say yes. [package checked]")
     assert "broken" in lines["broken"].split()[1]
     assert "No module named 'nowhere'" in lines["broken"]
@@ -176,8 +179,32 @@ def test_data_that_is_not_here_is_not_a_fault(capsys: pytest.CaptureFixture) -> 
     pytest.importorskip("math_verify")
     assert main(["tasks", "check", "math"]) == 0
     shown = capsys.readouterr().out
-    assert "train: not checked, the data is not here: Task 'math' has no data." in shown
+    assert "train: not checked: Task 'math' has no data." in shown
     assert "nothing found wrong; not checked: 2 split(s)" in shown
+    assert main(["tasks", "check", "math", "--task_options", '{"dataset_name": "nobody/has_this"}']) == 0
+    assert "train: not checked, the data is not here: The data set 'nobody/has_this'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"question": "1 + 1?", "answer": 2}\n{"question": ', "rows.jsonl, line 2: not JSON"),
+        ('{"exercise": "1 + 1?", "answer": 2}', "no column for the prompt"),
+        ("", "there are no rows"),
+    ],
+)
+def test_data_that_is_here_and_malformed_is_a_fault(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("math_verify")
+    (tmp_path / "rows.jsonl").write_text(text)
+    options = json.dumps({"dataset_name": str(tmp_path / "rows.jsonl")})
+    assert main(["tasks", "check", "math", "--task_options", options]) == 1
+    shown = capsys.readouterr().out
+    assert "BAD train: " in shown
+    assert message in shown
+    assert main(["train", "--config", "gsm8k-smoke", "--task", "math", "--dry-run", "--task_options", options]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from scgrpo.errors import ConfigError, DataError, MissingExtraError
 from scgrpo.tasks.data import (
+    checked_columns,
     deduplicated,
     halves,
     in_window,
@@ -61,7 +62,10 @@ def test_folders_hold_one_file_per_split(tmp_path: Path) -> None:
         ("rows.jsonl", "", r"rows.jsonl: there are no rows"),
         ("rows.json", '[{"q": 1},\n oops]', r"rows.json, line 2: not JSON"),
         ("rows.json", '{"q": 1}', r"does not hold a list of objects"),
-        ("rows.parquet", "not parquet", r"rows.parquet is not a Parquet file"),
+        ("rows.jsonl", '{"q": 1}\n{"q": ' + "9" * 5000 + "}", r"rows.jsonl, line 2: not JSON .*5000 digits"),
+        ("rows.jsonl", '{"q": ' + "[" * 100_000 + "}", r"rows.jsonl, line 1: not JSON .*recursion"),
+        ("rows.json", "[" + "9" * 5000 + "]", r"rows.json: not JSON .*5000 digits"),
+        ("rows.parquet", "not parquet", r"rows.parquet cannot be read as Parquet"),
         ("rows.csv", "q,a", r"rows.csv is of a kind that cannot be read"),
     ],
 )
@@ -69,6 +73,40 @@ def test_malformed_files(tmp_path: Path, name: str, text: str, message: str) -> 
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         load_rows(tmp_path / name)
+
+
+def test_a_damaged_parquet_file(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    data = path.read_bytes()
+    path.write_bytes(data[:10] + bytes(40) + data[50:])
+    with pytest.raises(DataError, match=r"rows.parquet cannot be read as Parquet"):
+        load_rows(path)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_a_byte_order_mark_is_no_part_of_the_rows(tmp_path: Path, name: str) -> None:
+    text = json.dumps(ROWS) if name.endswith(".json") else "\r\n".join(map(json.dumps, ROWS))
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_rows(tmp_path / name) == ROWS
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    assert load_rows("~/rows.json") == ROWS
+
+
+def test_column_maps_name_what_is_known() -> None:
+    assert checked_columns(None, ("prompt",)) == {}
+    assert checked_columns({"prompt": "q"}, ("prompt", "answer")) == {"prompt": "q"}
+    with pytest.raises(ConfigError, match=r"columns names promt. Known: prompt, answer"):
+        checked_columns({"promt": "q"}, ("prompt", "answer"))
+    with pytest.raises(ConfigError, match=r"columns is \['q'\]"):
+        checked_columns(["q"], ("prompt", "answer"))
 
 
 def test_text_in_another_encoding(tmp_path: Path) -> None:
@@ -157,6 +195,17 @@ def test_date_windows_include_both_ends() -> None:
 def test_bad_dates_are_named(row: Any, start: str | None, end: str | None, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         in_window([{"problem_id": "p7", "day": row}], "day", start, end)
+
+
+def test_dates_as_yaml_reads_them() -> None:
+    rows = [{"day": "2025-02-01"}, {"day": "2025-03-01"}]
+    assert in_window(rows, "day", date(2025, 2, 1), date(2025, 2, 28)) == rows[:1]
+    assert in_window(rows, "day", datetime(2025, 3, 1, 12)) == rows[1:]
+
+
+def test_rows_without_the_key_are_not_split() -> None:
+    with pytest.raises(DataError, match=r"Row 1 has no 'problem_id'; found q"):
+        train_eval_split([{"problem_id": "a"}, {"q": 1}], 0.5)
 
 
 def test_halves_are_disjoint_complete_and_a_matter_of_the_problem_and_the_seed() -> None:

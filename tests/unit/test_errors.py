@@ -14,6 +14,7 @@ STDLIB_BASES = {
     "NonFiniteError": ArithmeticError,
     "VerifierError": RuntimeError,
     "DataError": ValueError,
+    "MissingDataError": ValueError,
     "RunError": OSError,
     "MissingExtraError": ImportError,
     "IncompatibleHostError": RuntimeError,

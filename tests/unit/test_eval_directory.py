@@ -168,7 +168,7 @@ def test_damaged_lines(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"completions.jsonl, line 2 is not a JSON object"):
         run(model, tokenizer, EvalDirectory(tmp_path))
     path.write_text('{"schema_version": 1, "step": 0}\n')
-    with pytest.raises(RunError, match="is not a completion: KeyError"):
+    with pytest.raises(RunError, match=r"completions.jsonl, line \d+ is not a completion: KeyError"):
         run(model, tokenizer, EvalDirectory(tmp_path))
 
 

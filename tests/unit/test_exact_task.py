@@ -24,6 +24,9 @@ def scores(task: Task, row: dict[str, Any], *completions: str) -> list[float]:
 CAPITALS = [{"question": f"Capital of country {n}?", "capital": f"Town {n}"} for n in range(20)]
 
 
+COLUMNS = {"prompt": "question", "answer": "capital"}
+
+
 def test_rows_of_a_file(tmp_path: Path) -> None:
     data = write(tmp_path / "rows.jsonl", [*CAPITALS, CAPITALS[3]])
     task = get_task(
@@ -56,6 +59,8 @@ def test_splits_of_a_folder(tmp_path: Path) -> None:
         ('Answer: Rome. No.\nAnswer: "New York"', 1.0),
         ("New York", 1.0),
         ("Answer: NYC", 1.0),
+        ("**Answer:**\n\nNew York", 1.0),
+        ("Answer：New York", 1.0),
         ("It is New York", 0.0),
         ("Answer: New York\nAnswer: Rome", 0.0),
         ("Answer: York", 0.0),
@@ -147,7 +152,37 @@ def test_what_cannot_be_used(tmp_path: Path) -> None:
         get_task("exact").rows("test")  # type: ignore[arg-type]
     with pytest.raises(ShapeError):
         get_task("exact").verify(["a"], [])
-    for answer, kind, error in (("  ", "text", "the answer is empty"), ("(", "regex", "is no regular expression")):
-        data = write(tmp_path / "rows.jsonl", [{"prompt": "?", "answer": answer}])
-        with pytest.raises((DataError, ConfigError), match=rf"rows.jsonl, line 1: .*{error}"):
-            get_task("exact", dataset_name=data, match=kind).rows("train")
+    with pytest.raises(ConfigError, match=r"columns names choices. Known: prompt, answer"):
+        get_task("exact", columns={"choices": "options"})
+    with pytest.raises(ConfigError, match=r"num_workers=0"):
+        get_task("exact", num_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "message"),
+    [
+        ({"answer": "  "}, "text", "the answer is empty"),
+        ({"answer": "..."}, "text", "the answer is empty"),
+        ({"answer": []}, "text", "the answer is empty"),
+        ({"answer": float("nan")}, "text", "the answer nan is neither a text nor a number"),
+        ({"answer": {"a": 1}}, "text", r"the answer {'a': 1} is neither a text nor a number"),
+        ({"answer": "("}, "regex", "is no regular expression"),
+        ({"answer": "a", "prompt": " "}, "text", "the prompt is empty"),
+        ({"answer": "a", "prompt": 7}, "text", "A prompt is neither a string nor a list of chat messages"),
+        (
+            {"answer": "a", "prompt": [{"role": "user", "content": [{"type": "text", "text": "?"}]}]},
+            "text",
+            "than text",
+        ),
+        ({"answer": "3", "choices": list(map(str, range(30)))}, "choice", "30 choices, more than letters"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, row: dict[str, Any], kind: str, message: str) -> None:
+    data = write(tmp_path / "rows.jsonl", [{"prompt": "?", **row}])
+    with pytest.raises((DataError, ConfigError), match=rf"rows.jsonl, line 1: .*{message}"):
+        get_task("exact", dataset_name=data, match=kind).rows("train")
+
+
+def test_data_that_is_for_evaluation_alone(tmp_path: Path) -> None:
+    task = get_task("exact", dataset_name=write(tmp_path / "rows.jsonl", CAPITALS), eval_fraction=1, columns=COLUMNS)
+    assert (len(task.rows("train")), len(task.rows("eval"))) == (0, 20)

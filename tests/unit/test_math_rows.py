@@ -127,7 +127,10 @@ BAD = [
     ({"problem": "1 + 1?", "answer": " "}, "the answer ' ' cannot be graded against: no answer"),
     ({"problem": "1 + 1?", "answer": None}, r"column 'answer' \(the answer\) is missing or empty"),
     ({"problem": "1 + 1?", "answer": ["1", "2"]}, "cannot be graded against: 2 answers, not one"),
-    ({"problem": "1 + 1?", "answer": "Clearly it is two. " * 40}, "cannot be graded against: 759 characters"),
+    (
+        {"problem": "1 + 1?", "answer": "Clearly it is two. " * 40},
+        "cannot be graded against: a text of 758 characters",
+    ),
 ]
 
 

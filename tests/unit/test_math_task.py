@@ -44,6 +44,14 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
         (r"It is $\boxed{5}$. Again: $\boxed{5}$", "5"),
         (r"<think>\boxed{1}</think> So \boxed{2}", "2"),
         (r"<think>\boxed{1}</think> So it is two.", None),
+        (r"\boxed{7}. Put your final answer within \boxed{}.", "7"),
+        (r"\boxed{ 1\,000}", "1000"),
+        (r"\boxed{\approx 5.2}", "5.2"),
+        (r"\boxed{\to}", ""),
+        (r"\boxed{\tau}", r"\tau"),
+        (r"\boxed{30°;}", r"30^\circ"),
+        (r"\boxed{3\,}", r"3\,"),
+        ("Answer：42", "42"),
         ("Answer: 34", "34"),
         ("**answer:** no\nAnswer: $34$.", "$34$."),
         ("**Answer:** 34", "34"),
@@ -83,6 +91,9 @@ def test_hostile_nesting_costs_the_parent_little() -> None:
     start = time.perf_counter()
     for text in (r"\boxed{" * 20_000 + "1" + "}" * 20_000, "{" * 200_000, r"\boxed{" * 40_000, "answer:" * 40_000):
         final_answer(text)
+    for filler in (" ", ",", "= ", r"\to ", "1 000 ", r"\boxed{ } ", "a b ", "°"):
+        final_answer(r"\boxed{7" + filler * 25_000 + "7}")
+        final_answer("Answer: 7" + filler * 25_000 + "7")
     assert time.perf_counter() - start < 3
 
 
@@ -135,6 +146,16 @@ def test_any_text_has_an_answer_or_none(parts: list[str], gold: str) -> None:
         (r"x^2+1", r"x^2+1", 1.0),
         ("73", "72", 0.0),
         ("-72", "72", 0.0),
+        (r"1\,234", "1234", 1.0),
+        ("1 234 567", "1234567", 1.0),
+        ("1\u202f234", "1234", 1.0),
+        ("1 234", "0", 0.0),  # no product
+        ("12 34", "1234", None),
+        ("€ 5", "5", 1.0),
+        ("= 5", "5", 1.0),
+        ("101_2", "101_{2}", 1.0),
+        ("101_2", "101_3", 0.0),
+        ("5", "101_2", None),
         ("12,34", "1234", None),
         ("0,111", "111", None),
         ("9" * 10_000, "8" * 10_000, 0.0),
@@ -169,6 +190,9 @@ def test_what_needs_no_algebra(answer: str, gold: str, score: float | None) -> N
         ("$\\frac{1}{2}$.", r"\frac{1}{2}"),
         (r"$a$ or $b$", r"$a$ or $b$"),
         (r"\$18", r"\$18"),
+        (r"1\,000", "1000"),
+        ("10 000", "10000"),
+        ("4.5e33", "4.5e33"),
         ("0", "0"),
         (0, "0"),
     ],
@@ -187,6 +211,16 @@ def test_reference_answers_are_found_in_their_columns(column: object, gold: str)
         ([], "0 answers"),
         (["1", "2"], "2 answers"),
         ("so it is " * 100, "899 characters"),
+        (
+            "Note that six minutes are needed, because exactly one switch is flipped each minute, so it is 6.",
+            "a text",
+        ),
+        (float("nan"), "no answer"),
+        (float("inf"), "no answer"),
+        ("$", "no answer"),
+        (".", "no answer"),
+        ({"value": 5}, "a dict"),
+        ([[5, 6]], "a list"),
     ],
 )
 def test_what_is_no_single_reference_answer(column: object, reason: str) -> None:
@@ -221,6 +255,25 @@ def test_what_is_no_single_reference_answer(column: object, reason: str) -> None
         ("I do not know.", r"\frac{3}{4}", 0.0),
         ("", "7", 0.0),
         (r"\boxed{}", "7", 0.0),
+        # What cannot be read is not searched for a number, on neither side.
+        (r"\boxed{2}", r"\begin{cases} x & x>0 \\ 2 & x \le 0\end{cases}", 0.0),
+        (r"\boxed{\frac{2}{3}}", r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", 0.0),
+        (r"\boxed{\frac{1}{3} E_{1}+\frac{2}{3} E_{2}}", r"\frac{1}{3} E_{1}+\frac{2}{3} E_{2}", 1.0),
+        (r"\boxed{\begin{cases} \pi \\ 10 \end{cases}}", "10", 0.0),
+        (r"\boxed{\ne 5}", "5", 0.0),
+        (r"\boxed{\approx 5.2 \text{ m}}", "5.2", 1.0),
+        (r"\boxed{30°}", "30", 1.0),
+        # Powers of ten, as Minerva's references and JSON numbers have them.
+        (r"\boxed{4.5 \times 10^{33} \text{ erg}}", "4.5e33", 1.0),
+        (r"\boxed{45 \cdot 10^{-6}}", "4.5e-5", 1.0),
+        (r"\boxed{0.00001}", "1e-05", 1.0),
+        (r"\boxed{4.5E+33}", "4.5e33", 1.0),
+        (r"\boxed{4.5 \times 10^{32}}", "4.5e33", 0.0),
+        (r"\boxed{2e-3}", "2e - 3", 1.0),
+        (r"\boxed{1.7 \times 10^{-19}}", "1.6e-19", 0.0),
+        (r"\boxed{0.0000001}", "4e-8", 0.0),
+        (r"\boxed{0.333333}", r"\frac{1}{3}", 1.0),
+        (r"\boxed{0.33333}", r"\frac{1}{3}", 0.0),
     ],
 )
 def test_grading(task: MathTask, completion: str, gold: str, score: float) -> None:

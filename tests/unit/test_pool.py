@@ -20,7 +20,7 @@ from scgrpo.tasks import Status
 from scgrpo.tasks.pool import VerifierPool
 
 VERIFIER = """
-import os, signal, subprocess, sys, threading, time
+import os, re, signal, subprocess, sys, threading, time
 
 def act(do, value=None):
     if do == "score": return value
@@ -35,6 +35,7 @@ def act(do, value=None):
     if do == "give_up": raise TimeoutError("own limit")
     if do == "loop":
         while True: pass
+    if do == "hold_the_lock": return re.fullmatch("(a+)+", "a" * 100 + "b") is None
     if do == "sleep": time.sleep(value); return 1
     if do == "exit": sys.exit(3)
     if do == "hard_exit": os._exit(4)
@@ -255,6 +256,26 @@ def test_a_killed_program_leaves_no_idle_worker(module_folder: Path) -> None:
     script.wait()
     script.stdout.close()
     assert wait_for(lambda: not alive(pid))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a limit of processor time has to do")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("do", ["sleep", "hold_the_lock", "child"])
+def test_a_killed_program_leaves_no_busy_worker(module_folder: Path, tmp_path: Path, do: str, how: int) -> None:
+    child = tmp_path / "child"
+    value = {"sleep": 600, "child": str(child)}.get(do)
+    script = run_script(f"pool.grade([{{'do': {do!r}, 'value': {value!r}}}])", module_folder)
+    assert script.stdout is not None
+    worker = int(script.stdout.readline())
+    assert wait_for(lambda: do != "child" or (child.exists() and child.read_text() != ""), 20)
+    time.sleep(0.5)
+    assert alive(worker)
+    script.send_signal(how)
+    script.wait()
+    script.stdout.close()
+    assert wait_for(lambda: not alive(worker))
+    if do == "child":
+        assert wait_for(lambda: not alive(int(child.read_text())))
 
 
 def test_an_interrupt_is_not_waited_out_and_leaves_a_pool_that_works(module_folder: Path) -> None:

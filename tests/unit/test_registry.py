@@ -79,6 +79,22 @@ def test_unknown_names_and_options_say_what_there_is() -> None:
     register_task("odd", lambda: 7)
     with pytest.raises(ConfigError, match="'odd' is a int"):
         get_task("odd")
+    with pytest.raises(ConfigError, match=r"'scgrpo.tasks.math:INSTRUCTION' is a str"):
+        get_task("scgrpo.tasks.math:INSTRUCTION")
+
+
+def test_options_that_lack_or_are_of_the_wrong_kind() -> None:
+    register_task("needy", lambda word, times=1: Echo(word, times=times))
+    with pytest.raises(ConfigError, match=r"needs the option 'word'. Its options: word, times"):
+        get_task("needy")
+    with pytest.raises(ConfigError, match=r"'needy' cannot be made .*TypeError.*test_registry.py, line \d+"):
+        get_task("needy", word="a", times="many")
+    with pytest.raises(ConfigError, match=r"cannot be made with the options \{'eval_fraction': '0.1'\}"):
+        get_task("math", eval_fraction="0.1")
+    with pytest.raises(ConfigError, match=r"num_workers=0"):
+        get_task("math", num_workers=0)
+    with pytest.raises(ConfigError, match=r"columns names promt. Known: prompt, answer"):
+        get_task("math", columns={"promt": "question"})
 
 
 def test_tasks_are_slim_to_import() -> None:
@@ -129,10 +145,20 @@ def test_broken_packages_are_named_and_break_nothing_else(tmp_path: Path, monkey
     install(tmp_path, "entry_test_bad", {"bad": "entry_test_bad:Task"}, "1 / 0\n")
     install(tmp_path, "entry_test_gone", {"gone": "entry_test_nowhere:Task"})
     install(tmp_path, "entry_test_less", {"less": "entry_test_less:Missing"}, "\n")
+    install(tmp_path, "entry_test_quits", {"quits": "entry_test_quits:Task"}, "raise SystemExit(3)\n")
+    install(tmp_path, "entry_test_module", {"module": "entry_test_module"}, "\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert {"bad", "gone", "less"} <= set(task_names())
+    assert {"bad", "gone", "less", "quits", "module"} <= set(task_names())
     assert get_task("reach").name == "reach"
-    for name, why in (("bad", "ZeroDivisionError"), ("gone", "ModuleNotFoundError"), ("less", "AttributeError")):
+    with pytest.raises(ConfigError, match="The task 'module' is a module"):
+        get_task("module")
+    whys = {
+        "bad": "ZeroDivisionError",
+        "gone": "ModuleNotFoundError",
+        "less": "AttributeError",
+        "quits": "SystemExit",
+    }
+    for name, why in whys.items():
         with pytest.raises(ConfigError, match=rf"The task '{name}' of package entry_test_{name} cannot be.*{why}"):
             get_task(name)
 

@@ -70,7 +70,7 @@ def check_rows(task: Task, split: Split) -> tuple[list[Row], list[str]]:
     """Rows of a split, and what is wrong with them, in words.
 
     Raises:
-        DataError, OSError: they cannot be had here.
+        ScgrpoError, OSError: they cannot be had here.
     """
     rows = task.rows(split)
     problems = []

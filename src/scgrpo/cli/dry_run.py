@@ -12,7 +12,7 @@ from trl import ModelConfig
 from scgrpo.cli.arguments import Parsed, RunArguments
 from scgrpo.cli.checks import first_line, grade_canned, prompt_text, show_graded
 from scgrpo.cli.setup import make_task, resolve_model
-from scgrpo.errors import DataError
+from scgrpo.errors import DataError, MissingDataError
 from scgrpo.integrations.trl import SCGRPOConfig
 from scgrpo.integrations.trl.presets import label
 from scgrpo.tasks.base import Row, Task
@@ -93,7 +93,7 @@ def _show_prompts(parsed: Parsed, task: Task, console: Console) -> None:
 def _first_row(task: Task, console: Console) -> Row | None:
     try:
         rows = task.rows("train", 1)
-    except (DataError, OSError) as error:
+    except (MissingDataError, OSError) as error:
         console.print(
             f"\nThe data cannot be read here ({first_line(error)}); showing a built-in example.", markup=False
         )

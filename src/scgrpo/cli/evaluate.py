@@ -105,6 +105,20 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _check(args: argparse.Namespace) -> None:
+    """What would otherwise come out when all is evaluated, or not at all.
+
+    Raises:
+        ConfigError: a result that cannot be written, no problems, options of another engine.
+    """
+    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {args.json} cannot be written.", "Name a file in a folder that exists.")
+    if args.problems < 1:
+        raise ConfigError(f"--problems is {args.problems}.", "Evaluate on at least 1.")
+    if args.engine_options and args.engine != "vllm":
+        raise ConfigError(f"--engine_options are not for --engine {args.engine}.", "Leave them out, or use vllm.")
+
+
 def _settings_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """How this run evaluates, by the names of our flags; and what goes with its own task alone."""
     config = RunDirectory.open(path).config()
@@ -163,6 +177,7 @@ def eval_command(argv: Sequence[str]) -> int:
         0; 1 if it was interrupted, or more completions than `--max_error_frac` have no grade.
     """
     args = _arguments(argv)
+    _check(args)
     if args.compare is not None:
         return _compare(args)
 

@@ -46,12 +46,13 @@ class Evaluations:
         run = None if self.args.run is None else RunDirectory.open(self.args.run)
         subjects = [_Subject(self.args.model, None, 0, "eval")] if run is None else _ends_of(run)
         evals = [] if run is None else run.evals()
-        known = {(e.get("task"), e.get("k")) for e in evals if e.get("label") == "before"}
+        own_options = self.args.own.get("options") or {}
+        known = [_how_of(e, own_options) for e in evals if e.get("label") == "before"]
         for subject in subjects:
             wanted = {
                 name: task
                 for name, task in self.tasks.items()
-                if subject.label != "before" or (task.name, max(self.args.k)) not in known
+                if subject.label != "before" or self._how(name, task) not in known
             }
             if not wanted:
                 continue
@@ -63,6 +64,12 @@ class Evaluations:
                 if run is not None:
                     run.log_eval(record)
                 yield record
+
+    def _how(self, name: str, task: Task) -> dict[str, Any]:
+        """How a task is evaluated now, as `_how_of` has it of a record."""
+        args, largest = self.args, max(self.args.k, default=0)
+        now = {**vars(args), "task": task.name, "k": largest, "num_samples": args.num_samples or largest}
+        return _how_of({**now, "settings": {"task_options": dict(self.options[name]), "split": args.split}}, {})
 
     def kept(self) -> str:
         """What is left of the evaluation that was under way, in words."""
@@ -122,6 +129,8 @@ class Evaluations:
             tokenizer = AutoTokenizer.from_pretrained(path, **kept)
             if self.args.engine == "vllm":
                 return _vllm(path, tokenizer, subject.revision, self.args), tokenizer
+            if self.args.dtype != "auto" and not isinstance(getattr(torch, self.args.dtype, None), torch.dtype):
+                raise ConfigError(f"There is no dtype {self.args.dtype!r}.", "Choose auto, float32 or bfloat16.")
             model = AutoModelForCausalLM.from_pretrained(path, dtype=self.args.dtype, **kept)
         except (ConfigError, ImportError):
             raise
@@ -130,7 +139,25 @@ class Evaluations:
                 f"Cannot load the model {subject.name!r}: {str(error).splitlines()[0]}",
                 "Give a hub id, a folder that holds a checkpoint, or `tiny`.",
             ) from error
-        return model.to(self.args.device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+        device = self.args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return model.to(device), tokenizer
+        except (RuntimeError, AssertionError) as error:  # torch says so if it was built without CUDA
+            raise ConfigError(
+                f"The model does not go to the device {device!r}: {str(error).splitlines()[0]}",
+                "Choose another --device, for example cpu.",
+            ) from error
+
+
+def _how_of(record: Mapping[str, Any], own_options: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be alike before and after training; records of the training itself are of the run's own options."""
+    settings = {"task_options": dict(own_options), "split": "eval", **(record.get("settings") or {})}
+    names = ("task", "k", "num_samples", "temperature", "top_p", "top_k", "max_new_tokens")
+    return {
+        **{name: record.get(name) for name in names},
+        "task_options": settings["task_options"],
+        "split": settings["split"],
+    }
 
 
 def _vllm(path: str, tokenizer: Any, revision: str | None, args: argparse.Namespace) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from scgrpo.cli import checks
 from scgrpo.cli.evaluate import json_object
-from scgrpo.errors import ConfigError, DataError, MissingExtraError, ScgrpoError
+from scgrpo.errors import ConfigError, DataError, MissingDataError, MissingExtraError, ScgrpoError
 from scgrpo.tasks.base import Row, Split, Task
 from scgrpo.tasks.describe import REQUIRED, Description, describe
 from scgrpo.tasks.registry import get_task, task_names
@@ -142,7 +142,7 @@ def _check(name: str, options: dict[str, Any]) -> int:
             num_bad += bool(is_bad)
             not_done += [text] if is_bad is None else []
     print(f"\n{f'{num_bad} found wrong' if num_bad else 'nothing found wrong'}", end="")
-    print(f"; not checked: {len(not_done)} split(s), see above" if not_done else "")
+    print(f"; not checked: {len(not_done)} split(s), see above; --download fetches data" if not_done else "")
     if lacks is not None:
         raise lacks
     return 1 if num_bad else 0
@@ -165,8 +165,14 @@ def _row_lines(task: Task) -> Iterator[tuple[str, bool | None]]:
     for split in _SPLITS:
         try:
             found[split], problems = checks.check_rows(task, split)
-        except (DataError, ConfigError, MissingExtraError, OSError) as error:
+        except (MissingDataError, MissingExtraError, OSError) as error:
             yield f"{split}: not checked, the data is not here: {error}", None
+            continue
+        except ConfigError as error:  # there is no such split, or no data was named
+            yield f"{split}: not checked: {error}", None
+            continue
+        except DataError as error:
+            yield f"{split}: {error}", True
             continue
         yield from ((problem, True) for problem in problems)
         if not problems:

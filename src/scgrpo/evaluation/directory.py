@@ -103,12 +103,14 @@ class EvalDirectory:
         read = files.read_json_lines(path)
         if read.damage:
             self.notes.append(read.damage)
-        try:
-            samples = [_sample(record) for record in read.records]
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"A line of {path} is not a completion: {error!r}.", "It was damaged; delete it."
-            ) from error
+        samples = []
+        for number, record in enumerate(read.records, start=1):
+            try:
+                samples.append(_sample(record))
+            except (KeyError, TypeError, ValueError) as error:
+                raise RunError(
+                    f"{path}, line {number} is not a completion: {error!r}.", "It was damaged; delete it."
+                ) from error
         return {sample.key: sample for sample in reversed(samples)}  # the first line of one counts
 
 

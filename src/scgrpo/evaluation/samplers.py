@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Sampling:
                 f"max_new_tokens={self.max_new_tokens} cannot work.",
                 "All must be at least 1.",
             )
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ConfigError(
                 f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k} cannot work.",
                 "Give temperature >= 0, 0 < top_p <= 1, top_k >= 0 (0 = off).",

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import IO, Any
 
 _DETAIL_CHARS = 500
-# A worker whose parent is gone and whose function never ends is stopped by the kernel this much CPU time after its
-# deadline.
+# Where the kernel does not tell that the parent is gone (`_end_with_parent`), a function that never ends is stopped
+# this much CPU time after its deadline.
 _ORPHAN_GRACE_S = 5
 
 
@@ -32,7 +32,10 @@ def main(function: str, timeout_s: float, memory_mb: int | None) -> None:
     _send(replies, {"ready": True})
     for line in requests:
         _limit_cpu(timeout_s)
-        _send(replies, _answer(grade, json.loads(line)))
+        _end_with_parent(requests, True)
+        answer = _answer(grade, json.loads(line))
+        _end_with_parent(requests, False)  # the next request is no reason to end
+        _send(replies, answer)
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -85,6 +88,27 @@ def _describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 (an exception whose text cannot be made must not kill the worker)
         text = "(no text)"
     return f"{type(error).__name__}: {text}"[:_DETAIL_CHARS]
+
+
+def _end_with_parent(requests: IO[str], on: bool) -> None:
+    """While on, the kernel ends this process and its children when the other end of the pipe is closed: the parent
+    may be killed while the function blocks, or holds Python's lock, and does not see that stdin has ended."""
+    try:
+        import fcntl
+        import select
+
+        descriptor = requests.fileno()
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        # SIGIO, whose default is to end the process; the group is this process and what it has started.
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, -os.getpid() if os.getpgrp() == os.getpid() else os.getpid())
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        gone = on and any(events & select.POLLHUP for _, events in poll.poll(0))
+    except (ImportError, AttributeError, OSError):
+        return  # `_limit_cpu` is left
+    if gone:  # before the kernel was asked
+        raise SystemExit
 
 
 def _limit_memory(memory_mb: int | None) -> None:

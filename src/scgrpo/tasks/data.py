@@ -6,12 +6,12 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scgrpo.errors import ConfigError, DataError, MissingExtraError
+from scgrpo.errors import ConfigError, DataError, MissingDataError, MissingExtraError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ def load_rows(
             rows then have these columns only. Without it they are returned as they are.
 
     Raises:
-        DataError: nothing there, a malformed line, or a missing column; names file, line, column and what exists.
+        MissingDataError: there is no such file or split, or the hub cannot be reached.
+        DataError: a malformed line, or a missing column; names file, line, column and what exists.
         MissingExtraError: a package that reads this kind of source is not installed.
     """
     rows, where = read_rows(source, config, split)
@@ -53,7 +54,7 @@ def split_names(source: str | Path, config: str | None = None) -> list[str] | No
     Raises:
         DataError, MissingExtraError: as `load_rows`.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         files = [f for f in sorted(_configured(path, config).iterdir()) if f.suffix in _READERS]
         return list(dict.fromkeys(f.stem.split("-")[0] for f in files))
@@ -94,6 +95,20 @@ def select_columns(row: Mapping[str, Any], columns: Mapping[str, str], where: st
     return selected
 
 
+def checked_columns(columns: Mapping[str, str] | None, known: Collection[str]) -> dict[str, str]:
+    """A column map that renames nothing unknown.
+
+    Raises:
+        ConfigError: it is no mapping, or has other names than the known ones.
+    """
+    if not isinstance(columns or {}, Mapping):
+        raise ConfigError(f"columns is {columns!r}.", f'Write {{"{next(iter(known))}": "its name in the data"}}.')
+    unknown = sorted(set(columns or {}) - set(known))
+    if unknown:
+        raise ConfigError(f"columns names {', '.join(unknown)}.", f"Known: {', '.join(known)}.")
+    return dict(columns or {})
+
+
 def deduplicated(
     rows: Sequence[_AnyRow], key: Callable[[_AnyRow], Hashable], what: str = "the data"
 ) -> list[_AnyRow]:
@@ -114,14 +129,14 @@ def deduplicated(
 
 
 def in_window(
-    rows: Sequence[_AnyRow], column: str, start_date: str | None = None, end_date: str | None = None
+    rows: Sequence[_AnyRow], column: str, start_date: str | date | None = None, end_date: str | date | None = None
 ) -> list[_AnyRow]:
     """Rows with `start_date <= date <= end_date`, in order; None is no bound.
 
     Args:
         column: holds the date (dotted for a field inside a column): text in ISO format, of which a time of day is
             not looked at (`2025-02-01`, `2025-02-01T00:00:00`), or a date.
-        start_date, end_date: ISO dates, both included.
+        start_date, end_date: ISO dates, or dates as YAML reads them, both included.
 
     Raises:
         ConfigError: a bound that is no date, or bounds the wrong way round.
@@ -170,9 +185,15 @@ def train_eval_split(
 
     Raises:
         ConfigError: not 0 <= eval_fraction < 1.
+        DataError: a row without the key.
     """
     if not 0 <= eval_fraction < 1:
         raise ConfigError(f"eval_fraction is {eval_fraction}.", "Give a share of the rows, 0 <= eval_fraction < 1.")
+    for index, row in enumerate(rows):
+        if key not in row:
+            raise DataError(
+                f"Row {index} has no {key!r}; found {', '.join(row)}.", "Name the key that tells problems apart."
+            )
     names = sorted({str(row[key]) for row in rows}, key=lambda name: (_hash(f"{seed}:{name}"), name))
     held_out = set(names[: max(0, min(math.ceil(eval_fraction * len(names)), len(names) - 1))])
     train = [row for row in rows if str(row[key]) not in held_out]
@@ -183,11 +204,11 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()
 
 
-def _bound(name: str, value: str | None) -> date | None:
+def _bound(name: str, value: str | date | None) -> date | None:
     if value is None:
         return None
     try:
-        return date.fromisoformat(value)
+        return date.fromisoformat(str(value)[:10] if isinstance(value, date) else value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} is {value!r}, which is no date.", "Write it like 2025-02-01.") from error
 
@@ -237,13 +258,13 @@ def _lookup(row: Mapping[str, Any], path: str) -> Any:
 
 def read_rows(source: str | Path, config: str | None, split: str) -> tuple[list[RawRow], Where]:
     """As `load_rows` without columns, with a function that says where a row (by index) came from."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         return _read_folder(_configured(path, config), split)
     if path.is_file():
         return _read_file(path)
     if _is_local(source):
-        raise DataError(f"There is no file {source}.", "Check the path; a hub id looks like `owner/name`.")
+        raise MissingDataError(f"There is no file {source}.", "Check the path; a hub id looks like `owner/name`.")
     datasets = _datasets(source)
     found = _from_hub(source, lambda: datasets.load_dataset(str(source), config, split=split))
     return found.to_list(), lambda index: f"{source} ({split}), row {index}"
@@ -262,7 +283,7 @@ def _read_folder(folder: Path, split: str) -> tuple[list[RawRow], Where]:
     files = [folder / f"{split}{suffix}" for suffix in _READERS if (folder / f"{split}{suffix}").is_file()]
     files = files[:1] or sorted(folder.glob(f"{split}-*.parquet"))
     if not files:
-        raise DataError(
+        raise MissingDataError(
             f"{folder} has no split {split!r}.",
             f"It must hold a file {split}.jsonl, {split}.json or {split}.parquet.",
         )
@@ -291,17 +312,19 @@ def _read_jsonl(path: Path) -> tuple[list[RawRow], Where]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        try:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
             yield from file
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text: {error}.", "Convert it.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}.", "Convert it.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
 def _object(line: str, path: Path, number: int) -> RawRow:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also an integer of more digits than Python reads
         raise DataError(f"{path}, line {number}: not JSON ({error}).", "Write one JSON object per line.") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}, line {number}: not an object.", "Write one JSON object per line.")
@@ -315,6 +338,8 @@ def _read_json(path: Path) -> tuple[list[RawRow], Where]:
         raise DataError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}).", "Write a list of objects."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}).", "Write a list of objects.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} does not hold a list of objects.", "Write `[{...}, {...}]`, or use JSON Lines.")
     return rows, lambda index: f"{path}, item {index}"
@@ -330,8 +355,8 @@ def _read_parquet(path: Path) -> tuple[list[RawRow], Where]:
         ) from error
     try:
         rows = parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is not a Parquet file: {error}.", "Check how it was written.") from error
+    except (pyarrow.ArrowException, OSError) as error:  # no Parquet, damaged, or not to be opened
+        raise DataError(f"{path} cannot be read as Parquet: {error}", "Check how it was written.") from error
     return rows, lambda index: f"{path}, row {index}"
 
 
@@ -360,7 +385,7 @@ def _from_hub(source: str | Path, load: Callable[[], Any]) -> Any:
         return load()
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"The data set {source!r} cannot be loaded from the hub: {reason}",
+        raise MissingDataError(
+            f"The data set {source!r} cannot be loaded from the hub: {reason.rstrip('.')}.",
             "Check its id, configuration and split and the network, or give a local file.",
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def _downloads(sources: list[str]) -> list[str]:
 
 
 def _summary(factory: TaskFactory) -> str:
-    doc = inspect.getdoc(unwrapped(factory)) or ""
+    own = factory.__doc__ if isinstance(factory, functools.partial) else None
+    doc = own if own and own != functools.partial.__doc__ else inspect.getdoc(unwrapped(factory)) or ""
     return doc.split("\n\n")[0].replace("\n", " ")
 
 

@@ -15,12 +15,21 @@ from typing import Any, Literal, get_args
 
 from scgrpo.errors import ConfigError, DataError, ShapeError
 from scgrpo.tasks.base import Canned, Row, Split, Task, Verdict
-from scgrpo.tasks.data import Where, deduplicated, is_chat, read_rows, select_columns, split_names, train_eval_split
-from scgrpo.tasks.pool import VerifierPool
+from scgrpo.tasks.data import (
+    Where,
+    checked_columns,
+    deduplicated,
+    is_chat,
+    read_rows,
+    select_columns,
+    split_names,
+    train_eval_split,
+)
+from scgrpo.tasks.pool import VerifierPool, check_limits
 
 Match = Literal["text", "choice", "regex"]
 INSTRUCTION = 'End with a last line "Answer: ..." that holds your answer and nothing else.'
-_ANSWER = re.compile(r"answer\W{0,4}:[ \t]*([^\n]+)", re.IGNORECASE)
+_ANSWER = re.compile(r"answer\W{0,4}[:：][\s*]*([^\n]+)", re.IGNORECASE)
 _DRESSING = "*`_\"'“”‘’$"  # what models put around an answer
 _DRESS = str.maketrans("", "", _DRESSING)
 _LETTER = re.compile(r"\b[A-Z]\b")
@@ -43,7 +52,8 @@ class ExactTask(Task):
         dataset_test_split: split of the evaluation rows, if the data has it.
         columns: names of the columns `prompt`, `answer` (text, a number, or a list of all that are right) and
             `choices` (a list of texts), where they are called otherwise; dotted for a field in a column.
-        eval_fraction: share of the rows that is held out if there is no split of evaluation rows.
+        eval_fraction: share of the rows that is held out if there is no split of evaluation rows; 1: all of them are
+            for evaluation.
         split_seed: which rows these are.
         match: `text`: equal but for case, spaces and what models put around an answer (quotes, stars, a full stop);
             `choice`: the letter of the right choice, or its text; `answer` is a letter, a text, or a number from 0;
@@ -83,12 +93,9 @@ class ExactTask(Task):
         self.name, self.match, self.pattern = name, match, pattern
         self.instruction, self.system_prompt = instruction, system_prompt
         self._source = (dataset_name, dataset_config, dataset_train_split, dataset_test_split)
-        self._columns = {
-            "prompt": "prompt",
-            "answer": "answer",
-            **({"choices": "choices"} if match == "choice" else {}),
-        }
-        self._columns |= columns or {}
+        names = ("prompt", "answer", "choices") if match == "choice" else ("prompt", "answer")
+        self._columns = {name: name for name in names} | checked_columns(columns, names)
+        check_limits(num_workers, timeout_s, None)
         self._eval_fraction, self._split_seed = eval_fraction, split_seed
         self._num_workers, self._timeout_s = num_workers, timeout_s
         self._pool: VerifierPool | None = None
@@ -159,10 +166,12 @@ class ExactTask(Task):
 
     def _read(self) -> dict[Split, list[Row]]:
         source, config, train, test = self._source
-        if source is None:
+        if not source:
             raise ConfigError(f"Task {self.name!r} has no data.", "Set dataset_name to a hub id or a local file.")
         rows = self._converted(*read_rows(source, config, train), source)
         if test is None or test not in (split_names(source, config) or ()):
+            if self._eval_fraction == 1:
+                return {"train": [], "eval": rows}
             kept, held_out = train_eval_split(rows, self._eval_fraction, self._split_seed)
             return {"train": kept, "eval": held_out}
         held_out = self._converted(*read_rows(source, config, test), source)
@@ -174,12 +183,11 @@ class ExactTask(Task):
         return deduplicated(rows, lambda row: row["problem_id"], str(source))
 
     def _row(self, given: Mapping[str, Any], where: str) -> Row:
-        prompt, answer = given["prompt"], given["answer"]
-        messages = [dict(m) for m in prompt] if is_chat(prompt) else [{"role": "user", "content": prompt}]
-        answers = [str(one) for one in (answer if isinstance(answer, list | tuple) else [answer])]
-        if not any(one.strip() for one in answers):
-            raise DataError(f"{where}: the answer is empty.", "Fix the row, or leave it out.")
+        messages = _messages(given["prompt"], where)
+        answers = _answers(given["answer"], where)
         choices = [str(choice) for choice in given.get("choices") or []]
+        if len(choices) > len(string.ascii_uppercase):
+            raise DataError(f"{where}: {len(choices)} choices, more than letters.", "Leave the row out.")
         problem_id = hashlib.sha256(repr((messages, choices)).encode("utf-8", "backslashreplace")).hexdigest()[:12]
         added = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False)]
         if self.match == "choice":
@@ -187,12 +195,37 @@ class ExactTask(Task):
         if self.match == "regex":
             for one in answers:
                 _compiled(one, f"{where}: the answer")
+        elif not any(normalised(one) for one in answers):
+            raise DataError(f"{where}: the answer is empty.", "Fix the row, or leave it out.")
         last = max(i for i, m in enumerate(messages) if m["role"] == "user" or i == 0)
         parts = [messages[last]["content"], "\n".join(added), self.instruction]
         messages[last]["content"] = "\n\n".join(part for part in parts if part)
         if self.system_prompt and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         return {"problem_id": problem_id, "prompt": messages, "answers": answers, "choices": choices}
+
+
+def _messages(prompt: Any, where: str) -> list[dict[str, Any]]:
+    try:
+        messages = [dict(m) for m in prompt] if is_chat(prompt) else [{"role": "user", "content": prompt}]
+    except DataError as error:
+        raise DataError(f"{where}: {error.problem}", error.remedy) from error
+    if (
+        not all(isinstance(m["content"], str) for m in messages)
+        or not "".join(m["content"] for m in messages).strip()
+    ):
+        raise DataError(f"{where}: the prompt is empty, or holds more than text.", "Fix the row, or leave it out.")
+    return messages
+
+
+def _answers(given: Any, where: str) -> list[str]:
+    answers = list(given) if isinstance(given, list | tuple) else [given]
+    for one in answers:
+        if not isinstance(one, str | int | float) or one != one:
+            raise DataError(f"{where}: the answer {one!r} is neither a text nor a number.", "Fix the row.")
+    if not any(str(one).strip() for one in answers):
+        raise DataError(f"{where}: the answer is empty.", "Fix the row, or leave it out.")
+    return [str(one) for one in answers]
 
 
 def grade(completion: str, answers: list[str], choices: list[str], match: Match, pattern: str | None) -> float:

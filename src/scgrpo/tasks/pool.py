@@ -37,6 +37,15 @@ _BOOTSTRAP = (
 )
 
 
+def check_limits(num_workers: int, timeout_s: float, memory_mb: int | None) -> None:
+    """For those who make their pool later. Raises ConfigError: a setting out of range."""
+    if num_workers < 1 or timeout_s <= 0 or (memory_mb is not None and memory_mb <= 0):
+        raise ConfigError(
+            f"A pool with num_workers={num_workers}, timeout_s={timeout_s}, memory_mb={memory_mb} cannot work.",
+            "num_workers must be at least 1; timeout_s and memory_mb above 0 (memory_mb=None sets no limit).",
+        )
+
+
 class VerifierPool:
     """Runs a slow or unsafe verifier in worker processes with a hard deadline per item.
 
@@ -61,11 +70,7 @@ class VerifierPool:
     def __init__(
         self, function: str, *, num_workers: int = 2, timeout_s: float = 10.0, memory_mb: int | None = 2048
     ) -> None:
-        if num_workers < 1 or timeout_s <= 0 or (memory_mb is not None and memory_mb <= 0):
-            raise ConfigError(
-                f"VerifierPool(num_workers={num_workers}, timeout_s={timeout_s}, memory_mb={memory_mb}) cannot work.",
-                "num_workers must be at least 1; timeout_s and memory_mb above 0 (memory_mb=None sets no limit).",
-            )
+        check_limits(num_workers, timeout_s, memory_mb)
         module, colon, name = function.partition(":")
         if not (module and colon and name):
             raise ConfigError(f"{function!r} does not name a function.", "Write it as `package.module:callable`.")

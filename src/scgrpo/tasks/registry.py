@@ -12,12 +12,13 @@ import difflib
 import functools
 import importlib
 import inspect
+import traceback
 import typing
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from scgrpo.errors import ConfigError
+from scgrpo.errors import ConfigError, ScgrpoError
 from scgrpo.tasks.base import Task
 
 TaskFactory = Callable[..., Task]
@@ -84,11 +85,21 @@ def get_task(name: str, /, **options: Any) -> Task:
 
     Raises:
         ConfigError: unknown name (the nearest ones are named), a factory that cannot be imported or does not return
-            a Task, or unknown options (the accepted ones are named).
+            a Task, options that are unknown (the accepted ones are named), missing, or not of the right kind.
     """
     factory = task_factory(name)
     _check_options(name, factory, options)
-    task = factory(**options)
+    try:
+        task = factory(**options)
+    except ScgrpoError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{last.filename}, line {last.lineno}"
+        raise ConfigError(
+            f"Task {name!r} cannot be made with the options {options}: {error!r} ({place}).",
+            "Check them against `scgrpo tasks show`.",
+        ) from error
     if not isinstance(task, Task):
         raise ConfigError(
             f"Task {name!r} is a {type(task).__name__}.", "Its factory must return a scgrpo.tasks.Task."
@@ -100,8 +111,17 @@ def task_factory(name: str) -> TaskFactory:
     """What makes the task, imported.
 
     Raises:
-        ConfigError: unknown name, or it cannot be imported.
+        ConfigError: unknown name, or it cannot be imported, or is nothing that can be called.
     """
+    factory = _found(name)
+    if not callable(factory):
+        raise ConfigError(
+            f"The task {name!r} is a {type(factory).__name__}.", "Name a class or a function that makes it."
+        )
+    return factory
+
+
+def _found(name: str) -> TaskFactory:
     if name in _FACTORIES:
         entry = _FACTORIES[name]
         return _import(entry) if isinstance(entry, str) else entry
@@ -177,7 +197,7 @@ def _package(entry: EntryPoint) -> str:
 def _load(entry: EntryPoint) -> TaskFactory:
     try:
         return entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"The task {entry.name!r} of {_package(entry)} cannot be imported ({entry.value}): {error!r}.",
             "Mend or uninstall that package; other tasks are not affected.",
@@ -199,7 +219,14 @@ def _check_options(name: str, factory: TaskFactory, options: Mapping[str, Any]) 
     parameters = inspect.signature(factory).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
-    accepted = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    accepted = [p.name for p in named]
+    missing = [p.name for p in named if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ConfigError(
+            f"Task {name!r} needs the option {', '.join(map(repr, missing))}.",
+            f"Its options: {', '.join(accepted)}.",
+        )
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise ConfigError(

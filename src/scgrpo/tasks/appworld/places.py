@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from scgrpo.errors import DataError
+from scgrpo.errors import MissingDataError
 
 VARIABLE = "SCGRPO_APPWORLD_ROOT"
 INSIDE = Path(__file__).parent / "inside"
@@ -33,15 +33,15 @@ class Places:
         return self.root / "mini" / "data" if self.mini else self.root / "data"
 
     def check(self) -> None:
-        """Raises DataError where something is missing, with the command that makes it."""
+        """Raises MissingDataError where something is missing, with the command that makes it."""
         option = "" if self.root == default_root() else f" --root {self.root}"
         if not self.python.exists():
-            raise DataError(
+            raise MissingDataError(
                 f"There is no virtual environment of AppWorld in {self.root}.", f"Run: scgrpo appworld setup{option}"
             )
         if not (self.data / "datasets").is_dir():
             remedy = f"scgrpo appworld setup --mini{option}" if self.mini else download_command(self.root)
-            raise DataError(f"There are no AppWorld data in {self.data}.", f"Run: {remedy}")
+            raise MissingDataError(f"There are no AppWorld data in {self.data}.", f"Run: {remedy}")
 
 
 def find(root: str | Path | None = None, *, mini: bool = False) -> Places:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scgrpo.errors import ConfigError, DataError, MissingExtraError
+from scgrpo.errors import ConfigError, DataError, MissingDataError, MissingExtraError
 from scgrpo.tasks.base import Split
 from scgrpo.tasks.code import prompts
 from scgrpo.tasks.code.decode import decode_tests
@@ -131,7 +131,7 @@ class LiveCodeBenchSource:
             return Path(hf_hub_download(self._name, file, repo_type="dataset", revision=self._revision))
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(
+            raise MissingDataError(
                 f"The file {file} of {self._name!r} cannot be loaded from the hub: {reason}",
                 "Check the id and the network, or give a folder that holds the file as dataset_name.",
             ) from error
@@ -171,7 +171,7 @@ _Item = dict[str, Any]
 
 def _scan(path: Path) -> Iterator[_Item]:
     if not path.is_file():
-        raise DataError(f"There is no file {path}.", f"LiveCodeBench's files are called {', '.join(FILES)}.")
+        raise MissingDataError(f"There is no file {path}.", f"LiveCodeBench's files are called {', '.join(FILES)}.")
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

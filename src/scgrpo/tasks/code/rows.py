@@ -13,7 +13,15 @@ from scgrpo.tasks.base import Message, Split
 from scgrpo.tasks.code import prompts
 from scgrpo.tasks.code.suite import Case, Suite, assert_cases, call_cases, stdin_cases
 from scgrpo.tasks.code.task import Problem
-from scgrpo.tasks.data import deduplicated, find_column, is_chat, read_rows, split_names, train_eval_split
+from scgrpo.tasks.data import (
+    checked_columns,
+    deduplicated,
+    find_column,
+    is_chat,
+    read_rows,
+    split_names,
+    train_eval_split,
+)
 
 Kind = Literal["auto", "stdin", "functional", "asserts"]
 _CANDIDATES = {
@@ -80,14 +88,9 @@ class RowsSource:
     ) -> None:
         if kind not in ("auto", "stdin", "functional", "asserts"):
             raise ConfigError(f"There are no tests of kind {kind!r}.", "Choose auto, stdin, functional or asserts.")
-        unknown = sorted(set(columns or {}) - {*_CANDIDATES, *_OPTIONAL})
-        if unknown:
-            raise ConfigError(
-                f"columns names {', '.join(unknown)}.", f"Known: {', '.join([*_CANDIDATES, *_OPTIONAL])}."
-            )
         self._name, self._eval_name, self._config = dataset_name, eval_dataset_name, dataset_config
         self._train_split, self._test_split = dataset_train_split, dataset_test_split
-        self._columns, self._kind = dict(columns or {}), kind
+        self._columns, self._kind = checked_columns(columns, [*_CANDIDATES, *_OPTIONAL]), kind
         self._fraction, self._seed = eval_fraction, split_seed
         self._instruction, self._system = instruction, system_prompt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from scgrpo.tasks.math.sets import SETS
 from scgrpo.tasks.math.task import DAPO_INSTRUCTION, INSTRUCTION, MathTask
@@ -10,11 +11,15 @@ from scgrpo.tasks.math.task import DAPO_INSTRUCTION, INSTRUCTION, MathTask
 __all__ = ["DAPO_INSTRUCTION", "INSTRUCTION", "SETS", "MathTask"]
 
 
-def _named(name: str) -> functools.partial[MathTask]:
+def _named(name: str, **more: Any) -> functools.partial[MathTask]:
     """The task of a known set; `dataset_name` reads a copy of it."""
     known = SETS[name]
     share = 1.0 if known.benchmark else 0.1
-    return functools.partial(MathTask, name=name, dataset_name=name, dataset_config=known.config, eval_fraction=share)
+    made = functools.partial(
+        MathTask, name=name, dataset_name=name, dataset_config=known.config, eval_fraction=share, **more
+    )
+    made.__doc__ = known.about
+    return made
 
 
 gsm8k = _named("gsm8k")
@@ -26,4 +31,4 @@ aime25 = _named("aime25")
 math500 = _named("math500")
 amc23 = _named("amc23")
 minerva = _named("minerva")
-olympiadbench = functools.partial(_named("olympiadbench"), keep=SETS["olympiadbench"].keep)
+olympiadbench = _named("olympiadbench", keep=SETS["olympiadbench"].keep)

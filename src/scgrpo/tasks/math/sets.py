@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from scgrpo.tasks.data import checked_columns
 from scgrpo.tasks.math.rows import Source
 
 
@@ -18,6 +19,7 @@ class KnownSet(NamedTuple):
         test_split: the split of its evaluation rows, where it has one beside `split`.
         keep: column -> value, or list of values, of the rows that are kept.
         benchmark: whether all of it is for evaluation.
+        about: what it is, in a line.
     """
 
     hub_id: str
@@ -28,25 +30,54 @@ class KnownSet(NamedTuple):
     test_split: str | None = None
     keep: Mapping[str, Any] = {}
     benchmark: bool = True
+    about: str = ""
 
 
 SETS: Mapping[str, KnownSet] = {
-    "gsm8k": KnownSet("openai/gsm8k", "question", "answer", "main", test_split="test", benchmark=False),
+    "gsm8k": KnownSet(
+        "openai/gsm8k",
+        *("question", "answer", "main"),
+        test_split="test",
+        benchmark=False,
+        about="GSM8K: word problems of grade school with integer answers, 7473 and 1319.",
+    ),
     "hendrycks_math": KnownSet(
-        "DigitalLearningGmbH/MATH-lighteval", "problem", "solution", "default", test_split="test", benchmark=False
+        "DigitalLearningGmbH/MATH-lighteval",
+        *("problem", "solution", "default"),
+        test_split="test",
+        benchmark=False,
+        about="MATH: problems of contests in five levels, 7500 and 5000.",
     ),
-    "dapo_math": KnownSet("open-r1/DAPO-Math-17k-Processed", "prompt", "solution", "all", benchmark=False),
+    "dapo_math": KnownSet(
+        "open-r1/DAPO-Math-17k-Processed",
+        *("prompt", "solution", "all"),
+        benchmark=False,
+        about="DAPO-Math-17k, each of its 17 398 problems once.",
+    ),
     "dapo_math_raw": KnownSet(
-        "BytedTsinghua-SIA/DAPO-Math-17k", "prompt", "reward_model.ground_truth", benchmark=False
+        "BytedTsinghua-SIA/DAPO-Math-17k",
+        *("prompt", "reward_model.ground_truth"),
+        benchmark=False,
+        about="DAPO-Math-17k as published, each problem about 100 times.",
     ),
-    "aime24": KnownSet("HuggingFaceH4/aime_2024", "problem", "answer"),
-    "aime25": KnownSet("math-ai/aime25", "problem", "answer", split="test"),
-    "math500": KnownSet("HuggingFaceH4/MATH-500", "problem", "answer", split="test"),
-    "amc23": KnownSet("math-ai/amc23", "question", "answer", split="test"),
-    "minerva": KnownSet("math-ai/minervamath", "question", "answer", split="test"),
+    "aime24": KnownSet("HuggingFaceH4/aime_2024", "problem", "answer", about="AIME 2024: 30 problems."),
+    "aime25": KnownSet("math-ai/aime25", "problem", "answer", split="test", about="AIME 2025: 30 problems."),
+    "math500": KnownSet(
+        "HuggingFaceH4/MATH-500", "problem", "answer", split="test", about="MATH-500: 500 test problems of MATH."
+    ),
+    "amc23": KnownSet("math-ai/amc23", "question", "answer", split="test", about="AMC 2023: 40 problems."),
+    "minerva": KnownSet(
+        "math-ai/minervamath",
+        *("question", "answer"),
+        split="test",
+        about="Minerva: 272 problems of science for undergraduates.",
+    ),
     # The configuration is open-ended, text only, mathematics, English.
     "olympiadbench": KnownSet(
-        "Hothan/OlympiadBench", "question", "final_answer", "OE_TO_maths_en_COMP", keep={"is_multiple_answer": False}
+        "Hothan/OlympiadBench",
+        *("question", "final_answer", "OE_TO_maths_en_COMP"),
+        keep={"is_multiple_answer": False},
+        about="OlympiadBench: problems of olympiads in English, without pictures, with one answer.",
     ),
 }
 
@@ -65,7 +96,11 @@ def find_source(
     A known set named as in `SETS` is read as the table says: `split` is then not looked at (`evaluation`: its
     evaluation rows are meant). A known set named by its hub id has the table's configuration, columns and `keep`
     unless others are given, and the given split.
+
+    Raises:
+        ConfigError: columns that are not `prompt` and `answer`.
     """
+    columns = checked_columns(columns, ("prompt", "answer"))
     known = SETS.get(name or "")
     if known is not None:
         split = (known.test_split or known.split) if evaluation else known.split
@@ -74,12 +109,12 @@ def find_source(
         if known is None and entry.hub_id == name:
             known, label = entry, each
     if known is None:
-        return Source(name, config, split, dict(columns or {}), dict(keep or {}), label)
+        return Source(name, config, split, columns, dict(keep or {}), label)
     return Source(
         known.hub_id,
         config or known.config,
         split,
-        {"prompt": known.prompt, "answer": known.answer} | dict(columns or {}),
+        {"prompt": known.prompt, "answer": known.answer} | columns,
         dict(known.keep if keep is None else keep),
         label,
     )

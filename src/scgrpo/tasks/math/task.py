@@ -22,7 +22,7 @@ from scgrpo.tasks.math.answers import FinalAnswer, final_answer, text_score
 from scgrpo.tasks.math.dapo import dapo_score
 from scgrpo.tasks.math.rows import BadRows, Problems, PromptStyle, Source, make_row, read_problems
 from scgrpo.tasks.math.sets import SETS, find_source
-from scgrpo.tasks.pool import VerifierPool
+from scgrpo.tasks.pool import VerifierPool, check_limits
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class MathTask(Task):
         memory_mb: int | None = 1024,
     ) -> None:
         _check_settings(name, eval_fraction, on_bad_row, grader)
+        check_limits(num_workers, timeout_s, memory_mb)
         self.name, self.grader = name, grader
         default, marks = _INSTRUCTIONS[grader]
         self._style = PromptStyle(default if instruction is None else instruction, marks, system_prompt)
@@ -139,7 +140,7 @@ class MathTask(Task):
         """
         if split not in ("train", "eval"):
             raise ConfigError(f"There is no split {split!r}.", "Choose train or eval.")
-        if (self._train if split == "train" else self._eval[0]).name is None:
+        if (self._train if split == "train" else self._eval[0]).name in (None, ""):
             raise ConfigError(f"Task {self.name!r} has no data.", "Set dataset_name to a hub id or a local file.")
         if split == "train" and self._own_eval and self._eval_fraction == 1:
             raise ConfigError(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from scgrpo.errors import ConfigError, DataError
+from scgrpo.errors import ConfigError, DataError, MissingDataError
 from scgrpo.tasks.webshop.reading import json_lines, json_list, json_object
 
 CatalogueName = Literal["1k", "full", "mini"]
@@ -141,10 +141,12 @@ def load_catalogue(
 
 def _folder(data_dir: str | Path | None, name: str) -> Path:
     if data_dir is None:
-        raise DataError(f"The WebShop catalogue {name!r} needs data_dir, the folder of its files.", _download(name))
+        raise MissingDataError(
+            f"The WebShop catalogue {name!r} needs data_dir, the folder of its files.", _download(name)
+        )
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}.", _download(name))
+        raise MissingDataError(f"There is no folder {folder}.", _download(name))
     return folder
 
 
@@ -152,7 +154,7 @@ def _first_file(folder: Path, names: tuple[str, ...], catalogue: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"{folder} has no {' or '.join(names)}.", _download(catalogue))
+    raise MissingDataError(f"{folder} has no {' or '.join(names)}.", _download(catalogue))
 
 
 def _download(name: str) -> str:
