@@ -272,11 +272,3 @@ def test_every_batch_is_drawn_once_and_sharded_weights_meet_as_often_on_all(numb
             assert len({len(own) for own in turns}) == 1
         else:
             assert all(counts for own in turns for _, counts in own)
-
-
-def test_conversations_are_refused_where_processes_must_stay_in_step(model: Any, tokenizer: Any) -> None:
-    from scgrpo.tasks import get_task
-
-    task = get_task("frozen_lake", form="words", size=3)
-    with pytest.raises(ConfigError, match="Conversations"):
-        evaluate(model, tokenizer, task, k=1, crew=Crew(0, 2, in_step=True))
