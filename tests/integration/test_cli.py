@@ -165,6 +165,7 @@ def test_gsm8k_rows_go_through_the_whole_trainer(tmp_path: Path) -> None:
         str(data),
         "--output_dir",
         str(tmp_path / "run"),
+        *("--model_name_or_path", "tiny-random", "--per_device_train_batch_size", "8"),
     ]
     assert main(arguments) == 0
     record = json.loads((tmp_path / "run" / "evals.jsonl").read_text().splitlines()[-1])

@@ -15,7 +15,8 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "code"
 
 def test_train_on_mbpp_and_evaluate_out_of_domain(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
-    data = ["--dataset_name", str(FIXTURES / "mbpp.jsonl")]
+    data = ["--dataset_name", str(FIXTURES / "mbpp.jsonl"), "--per_device_train_batch_size", "8"]
+    data += ["--model_name_or_path", "tiny-random"]  # programs that run: test_sft_model.py
     assert main(["train", "--config", "mbpp-smoke", *data, "--output_dir", str(run), "--max_steps", "1"]) == 0
     config = json.loads((run / "config.resolved.json").read_text())
     assert config["train"]["teacher_template"] == "code"

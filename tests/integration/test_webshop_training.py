@@ -13,8 +13,10 @@ from scgrpo.cli.main import main
 from scgrpo.runs import RunDirectory
 
 
-def test_the_smoke_recipe_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--max_steps", "1", "--eval_problems", "2", "--max_train_rows", "8"]
+def test_a_random_model_visits_the_shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = ["--model_name_or_path", "tiny-random", "--per_device_train_batch_size", "8"]
+    random += ["--demonstration_max_tokens", "256"]
+    few = [*random, "--max_steps", "1", "--eval_problems", "2", "--max_train_rows", "8"]
     # A random model seldom ends a turn: more tokens, more pages.
     options = '{"catalogue": "mini", "max_steps": 4, "max_action_tokens": 200}'
     command = ["train", "--config", "webshop-smoke", "--output_dir", str(tmp_path / "run"), "--task_options", options]

@@ -194,6 +194,23 @@ def test_result_rows_take_the_last_record_of_a_step(tmp_path: Path) -> None:
     assert cost_rows([main])[0].ratio == "–"
 
 
+def test_success_has_columns_where_scores_are_partial(tmp_path: Path) -> None:
+    """WebShop: a mean score of .4 with nothing bought as wanted is not 40 % of success."""
+    run = RunDirectory.create(tmp_path / "run")
+    none = {"value": 0.0, "low": 0.0, "high": 0.25}
+    run.log_eval(eval_record(0, "before", 0.2, 0.5, success_rate=none))
+    run.log_eval(eval_record(9, "after", 0.4, 0.7, success_rate={**none, "value": 0.125}))
+    (row,) = result_rows(load_views(run.path, [])[:1])
+    assert (row.success_before, row.success_after) == ("0.000 [0.000, 0.250]", "0.125 [0.000, 0.250]")
+    assert "success after" in Page(write_report(run.path).read_text()).words
+
+    binary = RunDirectory.create(tmp_path / "binary")
+    binary.log_eval(eval_record(0, "before", 0.2, 0.5, success_rate={**none, "value": 0.2}))
+    (row,) = result_rows(load_views(binary.path, [])[:1])
+    assert row.success_before == ""
+    assert "success after" not in Page(write_report(binary.path).read_text()).words
+
+
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_a_missing_library_names_the_extra(package: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)

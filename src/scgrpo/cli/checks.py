@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ from scgrpo.errors import DataError, ScgrpoError
 from scgrpo.tasks.base import Completion, Row, Split, Task, Verdict
 from scgrpo.tasks.data import is_chat
 
-# Characters of a completion or prompt that are shown.
+# Characters of a completion or prompt that are shown, and of each message of a conversation.
 _SHOWN = 2000
+_SHOWN_OF_MESSAGE = 40
 _LONG = 5_000_000
 Print = Callable[[str], None]
 
@@ -61,7 +63,7 @@ def show_graded(graded: Sequence[Graded], emit: Print) -> int:
         detail = f" ({one.verdict.detail})" if one.verdict.detail and not one.as_wanted else ""
         emit(
             f"{'ok ' if one.as_wanted else 'BAD'} {one.what} -> {one.verdict.status}, score {score}{detail}: "
-            f"{shortened(repr(one.completion if len(one.completion) < _LONG else one.completion[:20]))}"
+            f"{completion_text(one.completion)}"
         )
     return sum(not one.as_wanted for one in graded)
 
@@ -111,6 +113,22 @@ def shared_problems(train: Sequence[Row], held_out: Sequence[Row]) -> int:
 def prompt_text(prompt: Any) -> str:
     """A prompt as text: a chat with a line in front of each message."""
     return prompt if isinstance(prompt, str) else "\n".join(f"[{m['role']}] {m['content']}" for m in prompt)
+
+
+def completion_text(completion: Completion) -> str:
+    """A completion on one line; of a conversation the ends of the model's messages, where actions are, in quotes, and
+    the beginnings of the others."""
+    if isinstance(completion, str):
+        return shortened(repr(completion if len(completion) < _LONG else completion[:20]))
+    said = []
+    for message in completion:
+        text = " ".join(str(message["content"]).split())
+        if message["role"] == "assistant":
+            said.append(repr(text if len(text) <= _SHOWN_OF_MESSAGE else f"...{text[-_SHOWN_OF_MESSAGE:]}"))
+        else:
+            said.append(textwrap.shorten(text, _SHOWN_OF_MESSAGE, placeholder="..."))
+    turns = sum(message["role"] == "assistant" for message in completion)
+    return f"{turns} turns: {' | '.join(said)}"
 
 
 def shortened(text: str) -> str:

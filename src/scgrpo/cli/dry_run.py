@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from trl import ModelConfig
 
 from scgrpo.cli.arguments import Parsed, RunArguments
 from scgrpo.cli.checks import first_line, grade_canned, prompt_text, show_graded
-from scgrpo.cli.setup import make_task, resolve_model
+from scgrpo.cli.setup import SFT_MODEL, make_task, resolve_model
 from scgrpo.errors import DataError, MissingDataError
 from scgrpo.integrations.trl import SCGRPOConfig
 from scgrpo.integrations.trl.presets import label
@@ -27,6 +28,7 @@ def dry_run(parsed: Parsed, console: Console) -> int:
     Returns:
         0, or 1 if the verifier judges a canned answer differently than it should.
     """
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what is missing is told below
     console.rule(f"settings of {parsed.recipe} that differ from their defaults")
     for key, value in changed_settings(parsed).items():
         console.print(f"{key}: {value!r}", markup=False, soft_wrap=True)
@@ -109,6 +111,13 @@ def _tokenizer(parsed: Parsed, console: Console) -> Any:
     given = parsed.model.model_name_or_path or ""
     if given.startswith(PREFIX):  # known without training the model
         return get_testbed(parse_reference(given)[0]).recipe.vocabulary.tokenizer()
+    if given == SFT_MODEL:
+        console.print(
+            f"\nThe tokenizer of {SFT_MODEL} is made with the model: prompts are shown as messages, without token "
+            "counts.",
+            markup=False,
+        )
+        return None
     name = resolve_model(given or None)
     try:
         return AutoTokenizer.from_pretrained(name, revision=parsed.model.model_revision)

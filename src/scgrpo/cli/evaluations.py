@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scgrpo.cli.eval_show import show
-from scgrpo.cli.setup import resolve_model
+from scgrpo.cli.setup import SFT_MODEL, resolve_model
 from scgrpo.errors import ConfigError, RunError
 from scgrpo.evaluation import EvalDirectory, evaluate
 from scgrpo.runs import RunDirectory
@@ -188,10 +188,13 @@ def _ends_of(run: RunDirectory) -> list[_Subject]:
             f"{run.path} has no trained model.", "It is written when training ends: let the run end, or give --model."
         )
     model = config.get("model") or {}
+    start = model.get("name_or_path")
+    if start == SFT_MODEL:
+        start = str(run.start_model_dir)
     planned = int((config.get("train") or {}).get("max_steps") or 0)
     last = max([planned, 0, *(int(record["step"]) for record in (*run.metrics(), *run.evals()))])
     return [
-        _Subject(model.get("name_or_path"), model.get("model_revision"), 0, "before"),
+        _Subject(start, model.get("model_revision"), 0, "before"),
         _Subject(str(run.model_dir), None, last, "after"),
     ]
 

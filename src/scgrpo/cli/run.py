@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ from rich.console import Console
 
 from scgrpo.cli.arguments import Parsed
 from scgrpo.cli.progress import ProgressDisplay
-from scgrpo.cli.setup import Problem, resolve_model
-from scgrpo.errors import RunError
+from scgrpo.cli.setup import SFT_MODEL, Problem, resolve_model
+from scgrpo.errors import ConfigError, RunError, ScgrpoError
 from scgrpo.evaluation import Crew, EvalResult, evaluate
 from scgrpo.integrations.trl import SCGRPOTrainer
 from scgrpo.integrations.trl.compute import COUNTS
@@ -78,6 +79,7 @@ class Run:
             on_start: called with the first evaluation when training is about to start.
         """
         args = self.parsed.trainer
+        _check_enough(len(self.problem.train_rows), args.generation_batch_size // args.num_generations)
         run = self._directory()
         resume = _checkpoint(run, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
         trainer = self._trainer(run)
@@ -114,6 +116,22 @@ class Run:
         args.output_dir = str(run.checkpoints_dir)
         return run
 
+    def _start_model(self, run: RunDirectory) -> str:
+        """What training starts from. `tiny-sft` is made once, and kept in the run directory."""
+        name, task = self.parsed.model.model_name_or_path, self.problem.task
+        if name != SFT_MODEL:
+            return resolve_model(name)
+        if task is None:
+            raise ConfigError(f"The model {SFT_MODEL!r} needs a task.", "Set task, or take another model.")
+        from scgrpo.tiny.sft_model import write_sft_model
+
+        if not run.start_model_dir.is_dir():
+            tell = partial(print, file=sys.stderr)
+            on_first_process(
+                lambda: write_sft_model(run.start_model_dir, task, self.problem.train_rows, progress=tell)
+            )
+        return str(run.start_model_dir)
+
     def _trainer(self, run: RunDirectory) -> SCGRPOTrainer:
         from datasets import Dataset
         from transformers import PrinterCallback, ProgressCallback
@@ -130,7 +148,7 @@ class Run:
         if args.teacher_model_name_or_path is not None:
             args.teacher_model_name_or_path = resolve_model(args.teacher_model_name_or_path)
         trainer = SCGRPOTrainer(
-            model=resolve_model(model.model_name_or_path),
+            model=self._start_model(run),
             reward_funcs=self.problem.reward_funcs,
             args=args,
             train_dataset=Dataset.from_list(self.problem.train_rows),
@@ -249,21 +267,31 @@ class _HeldOut:
         return DuringTraining()
 
 
+def _check_enough(num_rows: int, num_prompts: int) -> None:
+    """TRL leaves out incomplete batches: with fewer rows it would train no step and say nothing."""
+    if num_rows < num_prompts:
+        raise ConfigError(
+            f"There are {num_rows} training rows, and a generation batch takes {num_prompts} prompts.",
+            "Give more rows (max_train_rows), or a smaller batch (per_device_train_batch_size).",
+        )
+
+
 def on_first_process(work: Callable[[], object]) -> None:
     """Do it on the first process alone, while the others wait; its failure is everyone's.
 
     Raises:
-        RunError: what it raised.
+        ScgrpoError: what it raised.
     """
-    failure: list[tuple[str, str] | None] = [None]
+    failure: list[tuple[type[ScgrpoError], str, str] | None] = [None]
     if PartialState().is_main_process:
         try:
             work()
-        except RunError as error:
-            failure = [(error.problem, error.remedy)]
+        except ScgrpoError as error:
+            failure = [(type(error), error.problem, error.remedy)]
     broadcast_object_list(failure)
     if failure[0] is not None:
-        raise RunError(*failure[0])
+        kind, problem, remedy = failure[0]
+        raise kind(problem, remedy)
 
 
 def _compute(trainer: SCGRPOTrainer) -> Compute:

@@ -22,6 +22,8 @@ from scgrpo.tasks.base import Row, Task
 from scgrpo.tasks.registry import task_factory
 from scgrpo.tiny.base_models import PREFIX, base_model, parse_reference
 
+# The model that a run fine-tunes for itself (`scgrpo.tiny.sft_model`).
+SFT_MODEL = "tiny-sft"
 _TASK_DATA_KEYS = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 
 
@@ -120,10 +122,10 @@ def import_callable(path: str) -> Callable[..., Any]:
 
 def resolve_model(name: str | None) -> str:
     """A model id or path; `tiny` is the embedded one, `tiny-random` a random one made on the spot, and
-    `testbed:NAME:SEED` a testbed's base model, trained if it is not in the cache.
+    `testbed:NAME:SEED` a testbed's base model, trained if it is not in the cache. (`tiny-sft` is made by the run.)
 
     Raises:
-        ConfigError: no model given.
+        ConfigError: no model given; `tiny-sft` outside a run.
     """
     if name is None:
         raise ConfigError("No model.", "Set model_name_or_path to a hub id, a folder, or `tiny`.")
@@ -135,6 +137,11 @@ def resolve_model(name: str | None) -> str:
         from scgrpo.tiny.random_model import write_random_model
 
         return str(write_random_model(Path(tempfile.mkdtemp(prefix="scgrpo-random-"))))
+    if name == SFT_MODEL:
+        raise ConfigError(
+            f"The model {SFT_MODEL!r} is made by a training run, for the rows it trains on.",
+            "Use it with `scgrpo train`; to evaluate what came of it: `scgrpo eval --run RUN`.",
+        )
     if name.startswith(PREFIX):
         return str(base_model(*parse_reference(name), progress=partial(print, file=sys.stderr)))
     return name

@@ -129,6 +129,8 @@ def _show(paths: dict[str, Path], console: Console) -> None:
     evaluations = {method: RunDirectory(path).evals() for method, path in paths.items()}
     if any(evaluations.values()):
         console.print(_table(evaluations))
+        for line in _success(evaluations):
+            console.print(line, markup=False, soft_wrap=True)
     from scgrpo.report import write_report
 
     for path in reversed(paths.values()):  # the main run's page is written last and named last
@@ -158,6 +160,19 @@ def _table(results: dict[str, list[Record]]) -> Table:
             table.add_row(method if end == "before" else "", end, *numbers, str(record["num_problems"]))
         table.add_section()
     return table
+
+
+def _success(results: dict[str, list[Record]]) -> list[str]:
+    """The share of samples that are solved, where Avg@k is a mean of scores between 0 and 1."""
+    from scgrpo.report.summary import has_partial_scores
+
+    lines = []
+    for method, evaluations in results.items():
+        ends = [evaluations[0], evaluations[-1]] if len(evaluations) > 1 else []
+        if any(map(has_partial_scores, ends)):
+            before, after = (_interval(record["success_rate"]) for record in ends)
+            lines.append(f"{method}: success rate {before} before, {after} after; Avg@k is the mean score")
+    return lines
 
 
 def _interval(estimate: Record) -> str:

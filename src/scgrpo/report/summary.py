@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,11 @@ _TRAIN_FACTS = {
 
 @dataclass(frozen=True)
 class ResultRow:
-    """Before and after of one run on one benchmark, as text."""
+    """Before and after of one run on one benchmark, as text.
+
+    Attributes:
+        success_before, success_after: share of completions that are solved; "" where that is what Avg@k says.
+    """
 
     run: str
     task: str
@@ -37,6 +41,8 @@ class ResultRow:
     avg_after: str
     pass_before: str
     pass_after: str
+    success_before: str
+    success_after: str
     num_problems: str
     ungraded: str
     cut_off: str
@@ -66,6 +72,7 @@ def result_rows(views: Sequence[RunView]) -> list[ResultRow]:
                 continue
             first, last = before or {}, after or {}
             latest = after or before or {}
+            partial = any(map(has_partial_scores, (first, last)))
             rows.append(
                 ResultRow(
                     run=view.label,
@@ -75,12 +82,20 @@ def result_rows(views: Sequence[RunView]) -> list[ResultRow]:
                     avg_after=estimate(last.get("avg_at_k")),
                     pass_before=estimate(first.get("pass_at_k")),
                     pass_after=estimate(last.get("pass_at_k")),
+                    success_before=estimate(first.get("success_rate")) if partial else "",
+                    success_after=estimate(last.get("success_rate")) if partial else "",
                     num_problems=number(latest.get("num_problems")),
                     ungraded=percent(latest.get("error_frac")),
                     cut_off=percent(latest.get("truncated_frac")),
                 )
             )
     return rows
+
+
+def has_partial_scores(evaluation: Mapping[str, Any]) -> bool:
+    """Whether scores lie between 0 and 1, so that Avg@k, their mean, is not the share of solved completions."""
+    solved, score = ((evaluation.get(name) or {}).get("value") for name in ("success_rate", "avg_at_k"))
+    return solved is not None and score is not None and not math.isclose(solved, score, abs_tol=1e-9)
 
 
 def changed_problems(view: RunView) -> list[str]:

@@ -103,7 +103,7 @@ class RunDirectory:
             self._delete_run_files()
 
     def _delete_run_files(self) -> None:
-        for folder in (self.checkpoints_dir, self.model_dir):
+        for folder in (self.checkpoints_dir, self.start_model_dir, self.model_dir):
             if folder.is_symlink():
                 folder.unlink()
             elif folder.is_dir():
@@ -121,6 +121,11 @@ class RunDirectory:
     def checkpoints_dir(self) -> Path:
         """For the host's checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def start_model_dir(self) -> Path:
+        """For the model that training starts from, where the run made it itself."""
+        return self.path / "start_model"
 
     @property
     def model_dir(self) -> Path:

@@ -59,7 +59,7 @@ def describe(name: str) -> Description:
     kind = "?" if made is None else "environment" if issubclass(made, EnvironmentTask) else "answer"
     options = _options(factory, made)
     sources = [option.default for option in options if option.name in _SOURCES]
-    ids = [SETS[source][0] if source in SETS else source for source in sources if isinstance(source, str)]
+    ids = [SETS[source].hub_id if source in SETS else source for source in sources if isinstance(source, str)]
     downloads = [source for source in ids if _HUB_ID.fullmatch(source)]
     needs = [made.needs if made is not None and isinstance(made.needs, str) else "", *_downloads(downloads)]
     return Description(

@@ -98,7 +98,7 @@ def get_task(name: str, /, **options: Any) -> Task:
         place = f"{last.filename}, line {last.lineno}"
         raise ConfigError(
             f"Task {name!r} cannot be made with the options {options}: {error!r} ({place}).",
-            "Check them against `scgrpo tasks show`.",
+            f"`scgrpo tasks show {name}` lists its options with their defaults.",
         ) from error
     if not isinstance(task, Task):
         raise ConfigError(

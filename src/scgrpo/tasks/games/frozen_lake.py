@@ -169,11 +169,13 @@ class FrozenLakeTask(TextGame, ProceduralTask):
         slippery: a step goes where it should one time in three, else to one of the two sides.
         max_turns: default: twice the direct way, and four times that on slippery ice. Maps whose shortest way is
             longer are left out.
-        num_maps: maps to draw, a quarter of which is held out; fewer if there are not so many.
+        num_maps: maps to draw, a quarter of which is held out (200 of them are the evaluation rows, unless more are
+            asked for); fewer if there are not so many.
         partial: where the goal is not reached and the player not drowned, the score is the share of the way that is
             done; else 0.
-        prompting, history_turns: `EnvironmentTask`, `TextGame`.
-        eval_part: `ProceduralTask`.
+        prompting: "concat": a rollout is one growing conversation; "per_step": each turn has a prompt of its own.
+        history_turns: turns before that a prompt per step tells.
+        eval_part: all held-out maps, or one of two halves of them, "tune" and "final".
 
     Raises:
         ConfigError: a setting out of range; later, when there are hardly any such maps.

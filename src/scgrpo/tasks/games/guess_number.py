@@ -87,10 +87,12 @@ class GuessNumberTask(TextGame, ProceduralTask):
         form: of a guess (`Form`).
         min_numbers, max_numbers: how many numbers a range has.
         max_turns: guesses; default: as many as halving needs, floor(log2(numbers)) + 1, for each row its own.
-        num_games: how many games are drawn, about a quarter of which is held out; fewer if there are not so many.
+        num_games: games to draw, about a quarter of which is held out (200 of them are the evaluation rows, unless
+            more are asked for); fewer if there are not so many.
         partial: a game that is lost scores 1 - |last guess - number| / (high - low), as in textarena; else 0.
-        prompting, history_turns: `EnvironmentTask`, `TextGame`. A prompt per step forgets earlier answers.
-        eval_part: `ProceduralTask`.
+        prompting: "concat": a rollout is one growing conversation; "per_step": each turn has a prompt of its own.
+        history_turns: turns before that a prompt per step tells; it forgets those before them.
+        eval_part: all held-out games, or one of two halves of them, "tune" and "final".
 
     Raises:
         ConfigError: a setting out of range.

@@ -4,7 +4,7 @@
     assistant    <action>open locker</action>
     user         You open the locker, revealing a spork. ...
 
-Every row is a game of its own, generated from its seed and compiled when it is first needed (about ten seconds of one
+Every row is a game of its own, generated from its seed and compiled when it is first needed (some seconds of one
 core), then kept. An action is one of the commands that the game admits at that moment, word for word; nothing else
 reaches the game's interpreter (which also knows `save` and `quit`), costs a turn, and is told.
 """
@@ -115,14 +115,18 @@ class TextWorldTask(TextGame):
     Columns: `seed`, `max_turns`.
 
     Args:
-        num_rooms, num_objects, quest_length: of the worlds, and commands that a quest takes at least.
-        num_train, num_eval: games of the splits; their seeds differ.
+        num_rooms: of each world.
+        num_objects: of each world.
+        quest_length: commands that a quest takes at least.
+        num_train: games to train on.
+        num_eval: games of the evaluation; their seeds are others.
         max_turns: default: four for each command of the quest.
         form: of a command (`Form`).
         show_commands: tell with each answer which commands the game admits. Without them a model must find out.
         partial: a game that is not won scores the share of its points; else 0.
         folder: where compiled games are kept. Default: `textworld` in `$SCGRPO_CACHE`, or in `~/.cache/scgrpo`.
-        prompting, history_turns: `EnvironmentTask`, `TextGame`.
+        prompting: "concat": a rollout is one growing conversation; "per_step": each turn has a prompt of its own.
+        history_turns: turns before that a prompt per step tells.
 
     Raises:
         ConfigError: a setting out of range; later, where no quest of this length can be made.
