@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +20,7 @@ import pytest
 
 from scgrpo.errors import ConfigError, SandboxError
 from scgrpo.sandbox import Limits, Outcome, Program, Sandbox, open_sandbox
+from scgrpo.sandbox import remote as remote_module
 
 AMPLE = Limits(wall_s=60.0)
 
@@ -136,6 +140,8 @@ def test_it_does_not_judge(remote: Sandbox) -> None:
         (b"{}", 200),
         (b'{"message": "no such runtime"}', 400),
         (b"", 500),
+        (b"[" * 200_000, 200),
+        (b'{"run": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", 200),
         (b'{"status": "SandboxError", "message": "down", "run_result": null, "run": {"status": "XX"}}', 200),
         (b'{"status": "x", "run_result": {"status": "Finished"}, "run": {}}', 200),
     ],
@@ -149,6 +155,55 @@ def test_a_runner_that_fails_gives_no_verdict(
     assert (result.outcome, result.exit_code) == (Outcome.ERROR, None)
     assert result.detail.startswith("the remote runner")
     assert remote.call("def f(): return 1", "f", [[]], AMPLE)[0].outcome is Outcome.ERROR
+
+
+RUNNER = b'{"status": "Success", "run_result": {"status": "Finished", "return_code": 0, "stdout": "1\\n"}}'
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.fixture
+def says(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server of one reply, byte by byte as the test says, and its address."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1 << 16)
+                for part in request.param:
+                    connection.sendall(part)
+                    time.sleep(0.1 if len(request.param) > 1 else 0)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(1 << 16):  # else what is unread would reset the connection
+                    pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/run_code"
+
+
+@pytest.mark.parametrize(
+    ("says", "detail"),
+    [
+        ([b"\0\xff what\r\n\r\n"], "BadStatusLine"),
+        ([HEAD + b"A: " + b"x" * 100_000 + b"\r\n\r\n" + RUNNER], "LineTooLong"),
+        ([HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n" + RUNNER], "IncompleteRead"),
+        ([HEAD + b"Content-Length: 1000\r\n\r\n" + RUNNER], "cut off"),
+        ([b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/run_code\r\n\r\n"], "302 it is at http://127.0.0.1:9"),
+        ([b"HTTP/1.1 307 Found\r\nLocation: file:///etc/passwd\r\n\r\n"], "307 it is at file:///etc/passwd"),
+        ([HEAD + b"\r\n", *[b" "] * 600, RUNNER], "too long"),
+    ],
+    indirect=["says"],
+)
+def test_a_runner_that_speaks_no_proper_http_gives_no_verdict(
+    says: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_module, "_NETWORK_S", 1.0 if detail == "too long" else 60.0)
+    with open_sandbox("remote", url=says) as sandbox:
+        result = sandbox.run(Program("print(1)"), Limits(wall_s=1.0))
+    assert (result.outcome, result.stdout) == (Outcome.ERROR, ""), result
+    assert detail in result.detail
 
 
 def test_a_runner_that_is_not_there(address: str) -> None:

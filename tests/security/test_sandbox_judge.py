@@ -13,7 +13,8 @@ PASSING = {
     "plain values": ("def f(x): return x", """
 import collections, datetime, decimal, fractions
 for value in (None, True, 0, -1, 2**70, -(10**5000), 0.1, -0.0, float("inf"), "Ã¤\\ud800", b"\\xff", bytearray(b"a"),
-              1j, [1, [2]], (1, (2,)), {1, 2}, frozenset("ab"), {"k": [1], (1, 2): None}, range(3, 9, 2), int,
+              1j, [1, [2]], (1, (2,)), {1, 2}, frozenset("ab"), {"k": [1], (1, 2): None}, range(3, 9, 2),
+              slice(1, None, [2]), int,
               ValueError,
               decimal.Decimal("1.50"), fractions.Fraction(1, 3), collections.deque([1, 2], 5),
               datetime.date(2020, 2, 29),
@@ -33,6 +34,12 @@ for value in (None, True, 0, -1, 2**70, -(10**5000), 0.1, -0.0, float("inf"), "Ã
         "def f(xs, d, s):\n    xs.sort(); xs.append(9); d['new'] = [1]; s.discard(1); xs[0].append(7)",
         "inner = [1]\nxs, d, s = [[2], inner], {}, {1, 2}\nxs[1] = inner\nassert f(xs, d, s) is None\n"
         "assert xs == [[1, 7], [2], 9] and d == {'new': [1]} and s == {2}",
+    ),
+    "a mapping with a default": (
+        "import collections\ndef f(d):\n    d[3].append(1)\n    return d\n"
+        "def g(): return collections.defaultdict(lambda: 7)",
+        "import collections\nd = collections.defaultdict(list)\nback = f(d)\n"
+        "assert back == d == {3: [1]} and back[4] == [] and g()[1] == 7",
     ),
     "keyword arguments": (
         "def f(*a, operation=1, **k): return a, operation, k",
@@ -63,6 +70,10 @@ for value in (None, True, 0, -1, 2**70, -(10**5000), 0.1, -0.0, float("inf"), "Ã
         "def f(n, g): return n if n == 0 else 1 + g(n - 1)",
         "def g(n): return f(n, g)\nassert f(5, g) == 5",
     ),
+    "slices of what is no list": (
+        "import array, collections\ndef f(x): return collections.UserList(x)\ndef g(x): return array.array('i', x)",
+        "assert list(f([1, 2, 3])[1:]) == [2, 3] and list(g([1, 2, 3])[::-2]) == [3, 1]",
+    ),
     "a name that Python has too": ("def sum(a, b): return a * b", "assert sum(3, 4) == 12"),
     "a module that the tests do not import": ("def f(x): return x", "assert math.isclose(f(1.0), 1.0)"),
     "constants": ("LIMIT = 5\ndef bump():\n    global LIMIT\n    LIMIT += 1",
@@ -91,6 +102,7 @@ def test_right_candidates_pass(zygote: Zygote, name: str) -> None:
         ),
         ("def f(x): return 1", "assert g(1) == 2", "name 'g' is not defined"),
         ("x = (", "pass", "does not load: SyntaxError"),
+        ("def f(x: Missing): return 1", "assert f(1) == 1", "NameError: name 'Missing' is not defined"),
         ("def f(x): return [1]", "assert f(1) is f(1)", "AssertionError"),
         ("def abs(x): return 0\ndef f(x): return 1", "assert abs(f(1) - 5) < 1", "AssertionError"),
         ("def f(x): raise KeyError(x)", "f(1)", "KeyError"),
@@ -126,7 +138,20 @@ def test_a_dead_candidate_cannot_be_swallowed(zygote: Zygote) -> None:
     assert zygote.judge("import os\ndef f(): os._exit(0)", tests, AMPLE).passed is False
 
 
-@pytest.mark.parametrize("tests", ["assert (", "f(object())", "try:\n    f(open('/dev/null'))\nexcept:\n    pass"])
+OWN_TUPLE = "import collections\nP = collections.namedtuple('P', 'x')\n"
+OWN_NUMBER = "class Metre(int):\n    unit = 'm'\n"
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "assert (",
+        "f(object())",
+        "try:\n    f(open('/dev/null'))\nexcept:\n    pass",
+        OWN_TUPLE + "assert f([P(1)])[0] == (1,)",
+        OWN_NUMBER + "assert f(Metre(1)) == 1",
+    ],
+)
 def test_tests_that_cannot_be_carried_over_give_no_verdict(zygote: Zygote, tests: str) -> None:
     judged = zygote.judge("def f(x): return x", tests, AMPLE)
     assert (judged.passed, judged.outcome) == (None, Outcome.ERROR), judged

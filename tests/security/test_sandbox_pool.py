@@ -19,6 +19,7 @@ import pytest
 
 from scgrpo.errors import ConfigError, SandboxError
 from scgrpo.sandbox import Limits, Outcome, Program, Result, open_sandbox, worker
+from scgrpo.sandbox.bubblewrap import open_wrapped
 from scgrpo.sandbox.worker import Launch, Worker
 from scgrpo.sandbox.zygote import Zygote
 
@@ -51,6 +52,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def descendants(pid: int) -> list[int]:
+    own = [int(child) for child in children(pid)]
+    return [*own, *(below for child in own for below in descendants(child))]
 
 
 def gone(pid: int) -> bool:
@@ -143,6 +149,17 @@ def test_nothing_is_left_open_and_no_process_either(one: Zygote) -> None:
     assert before[2:] == ([], [])
 
 
+def test_the_kernel_ends_runs_first_where_memory_runs_out(one: Zygote) -> None:
+    pid = pid_of(one)
+    thread, _ = in_background(lambda: one.run(SLEEP, Limits(wall_s=20.0)))
+    assert eventually(lambda: bool(children(pid)))
+    for process in (pid, *children(pid)):
+        assert Path(f"/proc/{process}/oom_score_adj").read_text() == "1000\n"
+    assert Path("/proc/self/oom_score_adj").read_text() != "1000\n"
+    one.close()
+    thread.join(60)
+
+
 def test_closing_ends_the_processes_and_the_runs() -> None:
     sandbox = open_sandbox("zygote", num_workers=1)
     assert isinstance(sandbox, Zygote)
@@ -164,6 +181,23 @@ def test_closing_ends_the_processes_and_the_runs() -> None:
         sandbox.run_many([(ALIVE, AMPLE)])
 
 
+@pytest.mark.parametrize("end", ["close", "interrupt"])
+def test_runs_inside_bubblewrap_end_too(end: str) -> None:
+    try:
+        sandbox = open_wrapped(1)
+    except SandboxError as error:
+        pytest.skip(f"bubblewrap cannot be used here: {error.problem}")
+    with sandbox:
+        thread, results = in_background(lambda: sandbox.run(SLEEP, Limits(wall_s=900.0)))
+        assert eventually(lambda: len(descendants(pid_of(sandbox))) == 2)  # the worker and the run
+        pids = [pid_of(sandbox), *descendants(pid_of(sandbox))]
+        sandbox.close() if end == "close" else sandbox._workers[0].interrupt()
+        thread.join(60)
+        assert not thread.is_alive()
+        assert results[0].outcome is Outcome.ERROR
+        assert eventually(lambda: all(map(gone, pids)))
+
+
 def test_a_replacement_with_less_isolation_is_refused(zygote: Zygote) -> None:
     found = Worker(Launch(missing=("landlock",)))
     found.isolation = zygote.level
@@ -181,6 +215,15 @@ def test_no_isolation_is_refused_unless_asked_for(caplog: pytest.LogCaptureFixtu
         assert sandbox.level == "none"
         assert sandbox.run(ALIVE, AMPLE).stdout == "42\n"
     assert "WITHOUT" in caplog.text
+
+
+def test_a_machine_without_room_for_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("concurrent.futures.thread.threading.Thread.start", full)
+    with pytest.raises(SandboxError, match="can't start new thread"):
+        Zygote(1)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +321,23 @@ def test_ctrl_c_ends_a_run_and_not_the_sandbox(zygote: Zygote) -> None:
             os.killpg(0, signal.SIGINT)
         threading.Thread(target=interrupt).start()
         try: sandbox.run(Program("import time; time.sleep(1000)"), ample)
+        except KeyboardInterrupt: print("interrupted", alive(), flush=True)
+    """)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "interrupted True\n"
+    assert process.returncode == 0
+
+
+def test_ctrl_c_ends_many_runs_and_not_the_sandbox(zygote: Zygote) -> None:
+    process = script("""
+        before = worker()
+        def interrupt():
+            while not open(f"/proc/{before}/task/{before}/children").read(): time.sleep(0.02)
+            os.killpg(0, signal.SIGINT)
+        threading.Thread(target=interrupt).start()
+        sleep = Program("import time; time.sleep(1000)"), Limits(wall_s=900.0)
+        try: sandbox.run_many([sleep] * 3)
         except KeyboardInterrupt: print("interrupted", alive(), flush=True)
     """)
     with process:

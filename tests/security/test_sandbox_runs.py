@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from typing import Any
 
 import pytest
@@ -37,11 +39,37 @@ AMPLE = Limits(wall_s=60.0)
             "1\n",
         ),
         ("import os; print(open(os.devnull).read(), open(os.devnull, 'w').write('x'), len(os.urandom(4)))", " 1 4\n"),
+        ("def f(x: int): pass\nprint(f.__annotations__['x'] is int, __file__)", "True main.py\n"),
+        ("import sys; print('last'); sys.stdout.close()", "last\n"),
+        # What is written at the very end, where files go that nobody has closed.
+        ("out = open(1, 'w')\nout.write('held')", "held"),
+        ("import os\nclass IO: out = os.fdopen(os.dup(1), 'w')\nIO.out.write('held')", "held"),
+        ("import functools\nprint = functools.partial(print, file=open(1, 'w', closefd=False))\nprint(1)", "1\n"),
+        (
+            "import io, sys\nsys.stdout = io.StringIO()\nprint(1)\nsys.__stdout__.write(sys.stdout.getvalue())",
+            "1\n",
+        ),
+        ("import os, sys\nprint(1)\nsys.stdout = open(os.devnull, 'w')\nprint(2)", "1\n"),
+        (
+            "import os, sys\nclass Own:\n    text = ''\n    def write(self, text): self.text += text\n"
+            "    def flush(self): os.write(1, self.text.encode())\nsys.stdout = Own()\nprint(1)",
+            "1\n",
+        ),
+        ("class A:\n    def __del__(self): print('gone')\na = A()\na.itself = a", "gone\n"),
     ],
 )
 def test_programs(zygote: Zygote, source: str, stdout: str) -> None:
     result = zygote.run(Program(source, stdin="3\nä\n", arguments=("a", "b")), AMPLE)
     assert (result.outcome, result.stdout, result.exit_code) == (Outcome.OK, stdout, 0), result
+
+
+@pytest.mark.skipif(
+    resource.getrlimit(resource.RLIMIT_STACK)[1] != resource.RLIM_INFINITY, reason="the stack is limited here"
+)
+def test_the_stack_may_grow_within_the_memory(zygote: Zygote) -> None:
+    """Programs that recurse ask for this."""
+    source = "import resource\nresource.setrlimit(resource.RLIMIT_STACK, (-1, -1))\nprint('done')"
+    assert zygote.run(Program(source), AMPLE).stdout == "done\n"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +99,16 @@ def test_files_can_be_read_and_imported(zygote: Zygote) -> None:
     result = zygote.run(Program(source, files=files), AMPLE)
     assert result.stdout == "5 'a\\r\\nü' ['..x', 'helper.py', 'input.txt']\n"
     assert zygote.run(Program("import os; print(os.path.exists('input.txt'))"), AMPLE).stdout == "False\n"
+
+
+def test_files_can_be_read_whatever_the_umask(zygote: Zygote) -> None:
+    before = os.umask(0o077)
+    try:
+        with Zygote(1) as sandbox:
+            result = sandbox.run(Program("print(open('a').read())", files={"a": "text"}), AMPLE)
+    finally:
+        os.umask(before)
+    assert (result.outcome, result.stdout) == (Outcome.OK, "text\n"), result
 
 
 def test_a_program_with_files_has_no_other_descriptors(zygote: Zygote) -> None:
@@ -163,6 +201,28 @@ def test_calls_stop_at_the_first_that_fails(zygote: Zygote, source: str, outcome
     found = zygote.call(source, "f", [[1], [0], [1]], Limits(wall_s=wall_s))
     assert " ".join(item.outcome for item in found) == outcomes, found
     assert detail in found[-1].detail
+
+
+BUSY = """
+import signal, time
+signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+def f(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end: pass
+    return seconds
+"""
+
+
+def test_cpu_time_is_the_same_for_all(zygote: Zygote) -> None:
+    """The kernel gives whole seconds, and one more to who ignores its signal."""
+    limits = Limits(wall_s=60.0, cpu_s=0.5)
+    found = zygote.call(BUSY, "f", [[0.01], [1.1]], limits)
+    assert [(item.outcome, item.value) for item in found] == [(Outcome.OK, 0.01), (Outcome.TIMEOUT, None)]
+    assert "CPU" in found[-1].detail
+    judged = zygote.judge(BUSY, "assert f(1.1) == 1.1", limits)
+    assert (judged.passed, judged.outcome) == (False, Outcome.TIMEOUT)
+    assert zygote.run(Program(BUSY + "f(1.1)"), limits).outcome is Outcome.TIMEOUT
+    assert zygote.judge(BUSY, "assert f(0.01) == 0.01", limits).passed
 
 
 def test_calls_have_a_total_time(zygote: Zygote) -> None:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scgrpo.errors import ShapeError
 from scgrpo.sandbox import CallResult, Judged, Limits, Outcome, Program, Result, Sandbox, open_sandbox
 from scgrpo.tasks import Status, Verdict, get_task
 from scgrpo.tasks.code import AssertCase, CallCase, CodeTask, StdinCase, Suite
 from scgrpo.tasks.code.extract import LCB_PRELUDE
 from scgrpo.tasks.code.grader import Grader
-from scgrpo.tasks.reward import reward_function
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "code"
 NAMES = ["code", "livecodebench", "codeforces", "humaneval", "humanevalplus", "mbpp", "mbppplus"]
@@ -218,12 +212,26 @@ def test_a_checker_that_fails_on_the_reference_is_an_error(
         "open('output.txt', 'w').write(open('input.txt').read())",
         "import sys\nsys.stdin = open('input.txt', 'r')\nsys.stdout = open('output.txt', 'w')\nprint(*sys.stdin)",
         "from pathlib import Path\nPath('output.txt').write_text(Path('input.txt').read_text())",
+        "out = open('output.txt', 'w')\nfor line in open('input.txt'):\n    out.write(line)",
         "print('debugging')\nwith open('input.txt') as f, open('output.txt', 'w') as g:\n    print(f.read(), file=g)",
     ],
 )
 def test_programs_that_read_and_write_files(grade: Grade, code: str) -> None:
     suite = stdin(("a b\nc\n", "a b\nc\n"), files=True, comparison="tokens")
     assert grade(code, suite) == Verdict(1.0)
+
+
+def test_a_stack_that_is_only_reserved_is_no_memory(grade: Grade) -> None:
+    """By custom, programs for Codeforces that recurse deeply ask for a stack as large as its usual memory limit."""
+    task = get_task("codeforces", dataset_name=str(FIXTURES / "codeforces.jsonl"), num_workers=1)
+    assert isinstance(task, CodeTask)
+    program = (
+        "import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(2**28)\n"
+        "def depth(n): return n and 1 + depth(n - 1)\n"
+        "def main():\n    assert depth(100_000) == 100_000\n    print('no' if int(input()) % 2 else 'yes')\n"
+        "thread = threading.Thread(target=main)\nthread.start()\nthread.join()"
+    )
+    assert grade(program, task._load_suite("9001/A", "all")) == Verdict(1.0)
 
 
 def test_what_is_printed_is_not_the_output_file(grade: Grade) -> None:
@@ -264,143 +272,3 @@ def test_a_sandbox_that_fails_gives_no_grade(suite: Suite, reward: Any, after: i
     verdict = Grader(Broken(0 if whole else after), reward=reward).grade("x", suite)  # type: ignore[arg-type]
     assert verdict.status is Status.ERROR
     assert verdict.detail == "no worker"
-
-
-def rows_of(task: Any, split: Any) -> list[Mapping[str, Any]]:
-    return list(task.rows(split))
-
-
-def test_every_kind_of_own_rows_end_to_end() -> None:
-    task = get_task("code", dataset_name=str(FIXTURES / "own.jsonl"), eval_fraction=0, num_workers=2)
-    assert isinstance(task, CodeTask)
-    rows = rows_of(task, "train")
-    answers = [task.solution(row) for row in rows]
-    try:
-        assert [v.score for v in task.verify(answers, rows)] == [1.0] * 5
-        assert [v.score for v in task.verify(answers[1:] + answers[:1], rows)] == [0.0] * 5
-    finally:
-        task.close()
-
-
-@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
-def test_reference_solutions_of_the_fixtures(name: str) -> None:
-    task = get_task(name, dataset_name=str(FIXTURES / f"{name}.jsonl"), num_workers=2)
-    assert isinstance(task, CodeTask)
-    rows = rows_of(task, "eval")
-    try:
-        assert [v.score for v in task.verify([task.solution(row) for row in rows], rows)] == [1.0] * len(rows)
-        assert [v.score for v in task.verify([fenced("x = 1")] * len(rows), rows)] == [0.0] * len(rows)
-    finally:
-        task.close()
-
-
-def test_helpers_of_a_prompt_are_the_tests_own() -> None:
-    """An answer that makes encode and decode do nothing would pass if the tests used its encode."""
-    task = get_task("humaneval", dataset_name=str(FIXTURES / "humaneval.jsonl"), num_workers=1)
-    row = next(row for row in task.rows("eval") if row["problem_id"] == "Own/1")
-    cheat = fenced("def encode(text):\n    return text\n\ndef decode(text):\n    return text")
-    try:
-        assert task.verify([cheat], [row])[0].score == 0.0
-    finally:
-        task.close()
-
-
-def test_halves_grade_by_their_own_tests() -> None:
-    task = get_task("livecodebench", dataset_name=str(FIXTURES / "livecodebench"), tests="A", num_workers=1)
-    assert isinstance(task, CodeTask)
-    train, evaluation = (next(r for r in task.rows(s) if r["problem_id"] == "9001") for s in ("train", "eval"))  # type: ignore[arg-type]
-    known = [case.arguments[0] for case in task._load_suite("9001", "A").cases if isinstance(case, CallCase)]
-    answer = fenced(
-        "class Solution:\n    def countUp(self, n):\n"
-        f"        return [list(range(1, n + 1)), n * (n + 1) // 2] if n in {known} else 0"
-    )
-    try:
-        assert [v.score for v in task.verify([answer, answer], [train, evaluation])] == [1.0, 0.0]
-    finally:
-        task.close()
-
-
-def test_verdicts_are_in_order_and_rewards_follow() -> None:
-    task = get_task("codeforces", dataset_name=str(FIXTURES / "codeforces.jsonl"), num_workers=2)
-    rows = {row["problem_id"]: row for row in task.rows("eval")}
-    right = {
-        "9001/A": "print('yes' if int(input()) % 2 == 0 else 'No')",
-        "9001/B": "print(0, input())",
-        "9001/C": "n = open('input.txt').read().strip()\nopen('output.txt', 'w').write(f'{n}\\n{n}')",
-    }
-    wrong = fenced("print(input(), 0, 0)")
-    answers, asked = [wrong], [rows["9001/B"]]
-    for name, code in right.items():
-        answers += [fenced(code), wrong, fenced(code)]
-        asked += [rows[name]] * 3
-    columns = {key: [row[key] for row in asked] for key in ("problem_id", "tests")}
-    chats = [[{"role": "assistant", "content": answer}] for answer in answers]
-    try:
-        rewards = reward_function(task)(prompts=[row["prompt"] for row in asked], completions=chats, **columns)
-    finally:
-        task.close()
-    assert rewards == [0.0, *[1.0, 0.0, 1.0] * 3]
-
-
-def test_odd_completions_and_rows_never_raise() -> None:
-    task = get_task("mbpp", dataset_name=str(FIXTURES / "mbpp.jsonl"), num_workers=2)
-    row = task.rows("train")[0]
-    program = "def reverse(a):\n    return a[::-1]"
-    answers = [
-        fenced(f"# {'x' * 5_000_000}\n{program}"),
-        "x" * 5_000_000 + fenced(program),
-        fenced(program + "\n# \ud800"),
-        "```" * 100_000,
-        "",
-        "\0",
-        fenced("(" * 100_000),
-        fenced("x = " + "-" * 100_000 + "1"),
-    ]
-    try:
-        verdicts = task.verify(answers, [row] * len(answers))
-        assert [v.status for v in verdicts] == [Status.GRADED] * len(answers)
-        assert [v.score for v in verdicts] == [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-        unknown = task.verify([fenced(program)], [{"problem_id": "mbpp/9999", "tests": "all"}])[0]
-        assert unknown.status is Status.ERROR
-        assert "mbpp/9999" in unknown.detail
-        with pytest.raises(ShapeError, match="1 completions for 2 rows"):
-            task.verify([""], [row, row])
-    finally:
-        task.close()
-
-
-def test_tests_that_went_away_are_an_error_of_their_rows(tmp_path: Path) -> None:
-    path = tmp_path / "lcb.jsonl"
-    path.write_text((FIXTURES / "livecodebench" / "test6.jsonl").read_text())
-    task = get_task("livecodebench", dataset_name=str(path), num_workers=1)
-    rows = task.rows("eval")
-    path.write_text(json.dumps({}) + "\n" + path.read_text())
-    try:
-        verdicts = task.verify([fenced("print(1)")] * len(rows), rows)
-    finally:
-        task.close()
-    assert {v.status for v in verdicts} == {Status.ERROR}
-    assert "own006_b" in verdicts[0].detail
-
-
-def test_closing_twice_and_grading_again() -> None:
-    task = get_task("code", num_workers=1)
-    canned = task.canned()
-    for _ in range(2):
-        assert task.verify([canned.right[0]], [canned.row])[0].score == 1.0
-        task.close()
-        task.close()
-
-
-def test_ctrl_c_does_not_wait_for_what_is_running() -> None:
-    task = get_task("code", num_workers=2)
-    row = task.canned().row
-    waits = [fenced(f"import time\ntime.sleep({seconds})") for seconds in (60, 61, 62)]
-    timer = threading.Timer(3.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
-    start = time.monotonic()
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        task.verify(waits, [row] * 3)
-    assert time.monotonic() - start < 30  # they would sleep for a minute
-    assert task.verify([task.canned().right[0]], [row])[0].score == 1.0  # with a new sandbox
-    task.close()

@@ -170,6 +170,11 @@ def test_a_bomb_is_not_decompressed() -> None:
     assert len(bomb) < 100_000
     with pytest.raises(DataError, match="more than 1000000 bytes"):
         decode_tests(bomb, "item", max_bytes=1_000_000)
+    many = base64.b64encode(zlib.compress(b"]" * 10_000_000)).decode()
+    with pytest.raises(DataError, match=r"item: .* more than 1000000 opcodes"):
+        decode_tests(many, "item")
+    with pytest.raises(DataError, match=r"item: .* neither JSON nor"):
+        decode_tests("[" * 100_000, "item")
 
 
 def test_cases_of_programs() -> None:

@@ -186,7 +186,7 @@ def test_the_tests_of_codeforces() -> None:
     task = make("codeforces", dataset_name=str(FIXTURES / "codeforces.jsonl"), time_factor=2.5)
     plain, checked, files = (suite(task, f"9001/{letter}") for letter in "ABC")
     assert (plain.comparison, plain.checker, plain.files) == ("tokens", "", False)
-    assert (plain.time_limit_s, plain.memory_mb) == (5.0, 256)
+    assert (plain.time_limit_s, plain.memory_mb) == (5.0, 256 + 256)
     assert "sys.argv[3]" in checked.checker
     assert files.files
     prompts = [row["prompt"][0]["content"] for row in task.rows("eval")]
@@ -219,6 +219,29 @@ def test_rows_that_are_not_open_r1s_are_named(tmp_path: Path) -> None:
     name = changed(FIXTURES / "codeforces.jsonl", tmp_path / "bad.jsonl", official_tests=...)
     with pytest.raises(DataError, match=r"line 1: no column official_tests"):
         make("codeforces", dataset_name=name).rows("eval")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"official_tests": 5},
+        {"time_limit": "two"},
+        {"time_limit": -1},
+        {"memory_limit": [256]},
+        {"contest_start": "2024"},
+        {"examples": "1 2"},
+    ],
+)
+def test_rows_of_codeforces_that_cannot_be_used_are_named(tmp_path: Path, columns: dict[str, Any]) -> None:
+    name = changed(FIXTURES / "codeforces.jsonl", tmp_path / "bad.jsonl", **columns)
+    with pytest.raises(DataError, match="problem '9001/A': "):
+        make("codeforces", dataset_name=name).rows("eval")
+
+
+def test_rows_of_humaneval_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    name = changed(FIXTURES / "humaneval.jsonl", tmp_path / "bad.jsonl", prompt=5)
+    with pytest.raises(DataError, match=r"bad.jsonl, Own/0: a column does not hold what it should"):
+        make("humaneval", dataset_name=name).rows("eval")
 
 
 def test_humaneval() -> None:
@@ -280,6 +303,8 @@ def test_mbpp_plus_has_other_tests_than_it_shows(tmp_path: Path) -> None:
         ({"test_list": ["assert ("]}, "line 1, test 0: not Python"),
         ({"task_id": "none"}, "task_id 'none' has no number"),
         ({"text": ...}, "line 1: no column for the prompt"),
+        ({"text": 5}, "bad.jsonl, 2: a column does not hold what it should"),
+        ({"test_setup_code": "x = ("}, "line 1, set-up: not Python"),
     ],
 )
 def test_rows_of_mbpp_that_cannot_be_used_are_named(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
@@ -294,72 +319,6 @@ def test_mbpp_without_problems_of_a_split(tmp_path: Path) -> None:
         make("mbpp", dataset_name=name).rows("train")
     with pytest.raises(ConfigError, match=r"eval_ids=\[9, 3\] is no range"):
         make("mbpp", dataset_name=name, eval_ids=[9, 3])
-
-
-def test_own_rows_of_every_kind() -> None:
-    task = make("code", dataset_name=str(FIXTURES / "own.jsonl"), eval_fraction=0)
-    rows = task.rows("train")
-    assert task.rows("eval") == []
-    suites = [suite(task, row["problem_id"]) for row in rows]
-    assert [type(s.cases[0]) for s in suites] == [StdinCase, CallCase, AssertCase, StdinCase, StdinCase]
-    assert suites[1].entry_point == "clip"
-    assert suites[3].checker
-    assert (suites[4].files, suites[4].time_limit_s, suites[4].memory_mb) == (True, 3, 300)
-    ends = [row["prompt"][-1]["content"].split("\n\n")[-1] for row in rows]
-    assert "standard input" in ends[0]
-    assert "standard input" in ends[3]
-    assert "input.txt" in ends[4]
-
-
-def test_own_rows_held_out_for_evaluation() -> None:
-    task = make("code", dataset_name=str(FIXTURES / "own.jsonl"), eval_fraction=0.4)
-    assert len(ids(task)) == 2
-    assert set(ids(task)) | set(ids(task, "train")) == {
-        *ids(make("code", dataset_name=str(FIXTURES / "own.jsonl"), eval_fraction=0), "train")
-    }
-    assert not set(ids(task)) & set(ids(task, "train"))
-    both = make(
-        "code", dataset_name=str(FIXTURES / "own.jsonl"), eval_dataset_name=str(FIXTURES / "own.jsonl"), tests="A"
-    )
-    assert ids(both) == ids(both, "train")
-
-
-def test_own_columns_and_prompts(tmp_path: Path) -> None:
-    rows = [{"task": "Add.", "io": {"cases": [{"input": "1", "output": "1"}]}, "name": 7, "start": "n = 0"}] * 2
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    columns = {"prompt": "task", "tests": "io.cases", "problem_id": "name", "starter_code": "start"}
-    task = make(
-        "code", dataset_name=str(tmp_path / "rows.json"), columns=columns, instruction="", system_prompt="Be brief."
-    )
-    row = task.rows("train")[0]
-    assert row["problem_id"] == "7"
-    assert row["prompt"][0] == {"role": "system", "content": "Be brief."}
-    assert row["prompt"][1]["content"] == "Add.\n\nStart from this code:\n```python\nn = 0\n```"
-    assert len(task.rows("train")) == 1  # the repeated row is dropped
-    with pytest.raises(ConfigError, match=r"columns names chekcer"):
-        make("code", columns={"chekcer": "x"})
-    with pytest.raises(ConfigError, match="no data"):
-        make("code").rows("train")
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"tests": "[1, 2"}, "line 1: the tests are not JSON"),
-        ({"tests": [1]}, "line 1: .* are no tests"),
-        ({"tests": []}, "line 1"),
-        ({"tests": [{"input": "1"}]}, "line 1, test 0"),
-        ({"tests": [{"arguments": [1], "expected": 1}]}, "line 1: which function is called"),
-        ({"tests": ["assert 1 =="]}, "line 1, test 0: not Python"),
-        ({}, "line 1: no column for the tests"),
-        ({"tests": [{"input": "1", "output": "1"}], "time_limit": "two"}, "line 1: time_limit is 'two'"),
-        ({"tests": [{"input": "1", "output": "1"}], "prompt": 5}, "neither a string nor a list"),
-    ],
-)
-def test_own_rows_that_cannot_be_used_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
-    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "Add.", **row}))
-    with pytest.raises(DataError, match=message):
-        make("code", dataset_name=str(tmp_path / "bad.jsonl")).rows("train")
 
 
 @pytest.mark.parametrize(

@@ -61,3 +61,11 @@ def test_plain_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sandbox", "check", "--backend", "remote"]) == 2
     assert "url" in capsys.readouterr().err
+
+
+def test_what_cannot_be_timed_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    remote = ["--backend", "remote", "--url", "http://127.0.0.1:1/run_code", "--no_attacks", "--bench"]
+    assert main(["sandbox", "check", *remote]) == 2
+    assert "refused" in capsys.readouterr().err
+    assert main(["sandbox", "check", *remote, "--num_runs", "0"]) == 2
+    assert "num_runs=0" in capsys.readouterr().err

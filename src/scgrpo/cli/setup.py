@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import inspect
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -136,7 +138,9 @@ def resolve_model(name: str | None) -> str:
     if name == "tiny-random":
         from scgrpo.tiny.random_model import write_random_model
 
-        return str(write_random_model(Path(tempfile.mkdtemp(prefix="scgrpo-random-"))))
+        folder = Path(tempfile.mkdtemp(prefix="scgrpo-random-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return str(write_random_model(folder))
     if name == SFT_MODEL:
         raise ConfigError(
             f"The model {SFT_MODEL!r} is made by a training run, for the rows it trains on.",

@@ -7,6 +7,7 @@ calls of `call` share one); CPU seconds. Outputs are cut here, after they were s
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from scgrpo.sandbox.base import CallResult, Judged, Limits, Outcome, Program, Re
 _DEFAULT = Limits()
 _NETWORK_S = 30.0  # what a request may take beyond the run
 _LARGEST_ANSWER = 256 << 20
+_NOT_ITS_FORM = (KeyError, TypeError, AttributeError)
 _MARK = "#scgrpo-value "
 # Reads what to call from stdin and writes values to a stdout that the code does not see by accident.
 _CALLER = f"""\
@@ -55,6 +57,13 @@ class _TooLargeError(Exception):
     """The program wrote more than is read of an answer."""
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """One would repeat the request as a GET, without the program, and at an address that nobody named."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class Remote:
     """A `Sandbox` at an address. The style follows from the path's end: `/run_code` or `/execute`.
 
@@ -73,6 +82,7 @@ class Remote:
         if num_workers < 1:
             raise ConfigError(f"num_workers={num_workers} cannot work.", "Take at least 1.")
         self.url = url
+        self._opener = urllib.request.build_opener(_NoRedirects)
         self._request, self._result = (_fusion, _fusion_result) if style == "run_code" else (_piston, _piston_result)
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="scgrpo-remote")
         self._owner = os.getpid()
@@ -90,7 +100,7 @@ class Remote:
             result = self._result(answer, limits, time.monotonic() - started)
         except _TooLargeError as error:
             return Result(Outcome.OUTPUT, "", "", None, time.monotonic() - started, 0.0, str(error))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError, *_NOT_ITS_FORM) as error:
             return Result(Outcome.ERROR, detail=f"the remote runner: {type(error).__name__}: {error}"[:500])
         return result
 
@@ -132,14 +142,15 @@ class Remote:
 
     def _post(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         request = urllib.request.Request(self.url, json.dumps(message).encode(), {"Content-Type": "application/json"})
+        deadline = time.monotonic() + timeout_s
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-                data = reply.read(_LARGEST_ANSWER + 1)
+            with self._opener.open(request, timeout=timeout_s) as reply:
+                data = _read(reply, deadline)
         except urllib.error.HTTPError as error:
             with error:
-                raise ValueError(f"{error.code} {error.read(300).decode(errors='replace')}") from None
-        if len(data) > _LARGEST_ANSWER:
-            raise _TooLargeError("the answer is too large")
+                elsewhere = error.headers["Location"] if error.code in range(300, 400) else None
+                said = f"it is at {elsewhere}" if elsewhere else error.read(300).decode(errors="replace")
+                raise ValueError(f"{error.code} {said}") from None
         answer = json.loads(data)
         if not isinstance(answer, dict):
             raise ValueError("the answer is not an object")
@@ -161,6 +172,20 @@ class Remote:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _read(reply: http.client.HTTPResponse, deadline: float) -> bytes:
+    """The body, which may come in drops: the timeout of a connection is for each of them."""
+    data = bytearray()
+    while part := reply.read1(1 << 20):
+        data += part
+        if len(data) > _LARGEST_ANSWER:
+            raise _TooLargeError("the answer is too large")
+        if time.monotonic() > deadline:
+            raise TimeoutError("the answer takes too long")
+    if reply.length:
+        raise ValueError("the answer is cut off")
+    return bytes(data)
 
 
 def _fusion(program: Program, limits: Limits) -> dict[str, Any]:

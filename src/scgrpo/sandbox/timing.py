@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from scgrpo.errors import ConfigError, SandboxError
 from scgrpo.sandbox.base import Limits, Outcome, Program, Sandbox
 
 TRIVIAL = Program("n = int(input())\nprint(sum(range(n)))", stdin="1000")
@@ -34,16 +35,20 @@ def measure(sandbox: Sandbox, num_runs: int = 300) -> list[Timing]:
     """Time trivial programs and trivial judgements.
 
     Raises:
-        RuntimeError: a run went wrong.
+        ConfigError: no runs.
+        SandboxError: a run went wrong.
     """
+    if num_runs < 1:
+        raise ConfigError(f"num_runs={num_runs} cannot work.", "Take at least 1.")
 
     def run() -> float:
         result = sandbox.run(TRIVIAL)
-        _expect(result.stdout == _ANSWER)
+        _expect(result.stdout == _ANSWER, result.outcome, result.detail)
         return result.cpu_s * 1000
 
     def judge() -> float:
-        _expect(sandbox.judge(_CANDIDATE, _TESTS).passed is True)
+        judged = sandbox.judge(_CANDIDATE, _TESTS)
+        _expect(judged.passed is True, judged.outcome, judged.detail)
         return 0.0
 
     timings = [_time("run a program", run, num_runs, _throughput(sandbox, num_runs))]
@@ -69,10 +74,13 @@ def _throughput(sandbox: Sandbox, num_runs: int) -> float:
     started = time.perf_counter()
     results = sandbox.run_many([(TRIVIAL, Limits())] * (2 * num_runs))
     taken = time.perf_counter() - started
-    _expect(all(result.outcome is Outcome.OK for result in results))
+    for result in results:
+        _expect(result.outcome is Outcome.OK, result.outcome, result.detail)
     return len(results) / taken
 
 
-def _expect(right: bool) -> None:
+def _expect(right: bool, outcome: Outcome, detail: str) -> None:
     if not right:
-        raise RuntimeError("a trivial run gave a wrong result")
+        raise SandboxError(
+            f"A trivial run went wrong ({outcome}: {detail}).", "Nothing can be timed before it works."
+        )

@@ -76,7 +76,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """Used by one thread at a time; only `stop` may come from another."""
+    """Used by one thread at a time; only `stop` and `interrupt` may come from another."""
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
@@ -220,9 +220,9 @@ class Worker:
 
     def kill(self) -> None:
         """End the process and what it has started. The next request starts a new one."""
+        self.interrupt()
         process, self._process = self._process, None
         if process is not None:
-            _kill_group(process)
             process.wait()
             shutil.rmtree(self._folder, ignore_errors=True)  # it had no time to
         if self._socket is not None:
@@ -232,12 +232,21 @@ class Worker:
             os.close(self._errors)
             self._errors = -1
 
+    def interrupt(self) -> None:
+        """End the process, and with it a run, from any thread. The next request starts a new one."""
+        process, sock = self._process, self._socket
+        if process is not None:
+            _kill_group(process)
+        if sock is not None:  # a worker inside bubblewrap is not of that group, and ends with the socket
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
     def stop(self) -> None:
         """End the process for good, from any thread. One that waits for an answer sees the socket's end."""
         self.stopped = True
         process = self._process
+        self.interrupt()
         if process is not None:
-            _kill_group(process)
             process.wait()
             shutil.rmtree(self._folder, ignore_errors=True)
 

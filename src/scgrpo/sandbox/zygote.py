@@ -47,8 +47,10 @@ class Zygote:
             list(self._threads.map(Worker.start, self._workers))
             for worker in self._workers:
                 self._idle.put(worker)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if type(error) is RuntimeError:  # no thread can be started
+                raise SandboxError(f"The sandbox cannot be opened: {error}.", "End some processes first.") from error
             raise
 
     @property
@@ -82,9 +84,11 @@ class Zygote:
         futures = [self._threads.submit(self.run, program, limits) for program, limits in programs]
         try:
             return [future.result() for future in futures]
-        except BaseException:
+        except BaseException:  # Ctrl-C: without this, Python would wait for all that still runs before it ends
             for future in futures:
                 future.cancel()
+            for worker in self._workers:
+                worker.interrupt()
             raise
 
     def call(
@@ -212,6 +216,9 @@ class _Values:
 
 def _calls(values: _Values, answer: dict[str, Any], limits: Limits, wanted: int, last_line: str) -> list[CallResult]:
     results = values.results[:wanted]
+    ending = answer["endings"][-1]
+    if results and _overtime(ending, limits):
+        results[-1] = CallResult(Outcome.TIMEOUT, detail=f"{ending[1]:.1f} s of CPU time", wall_s=results[-1].wall_s)
     failed = next((index for index, item in enumerate(results) if item.outcome is not Outcome.OK), wanted)
     results = results[: failed + 1]
     if len(results) == wanted or (results and results[-1].outcome is not Outcome.OK):
@@ -219,7 +226,7 @@ def _calls(values: _Values, answer: dict[str, Any], limits: Limits, wanted: int,
     if answer["stopped"]:
         detail = f"no value within {limits.wall_s:g} s" if not values.full else "it returned too much"
         return [*results, CallResult(Outcome.OUTPUT if values.full else Outcome.TIMEOUT, detail=detail)]
-    outcome, detail = _outcome(answer, answer["endings"][-1], limits, False)
+    outcome, detail = _outcome(answer, ending, limits, False)
     if outcome is Outcome.OK:
         outcome, detail = Outcome.EXIT, "it ended before all calls were made"
     return [*results, CallResult(outcome, detail=detail or last_line)]
@@ -247,6 +254,9 @@ def _judged(answer: dict[str, Any], report: bytes, secret: str, limits: Limits) 
         said["detail"] = _printable(said["detail"])
     if genuine and said["passed"] is None:
         return Judged(None, Outcome.ERROR, said["detail"])
+    for ending in (candidate, judge):
+        if _overtime(ending, limits):
+            return Judged(False, *_outcome(answer, ending, limits, False))
     if genuine and said["passed"]:
         return Judged(True, Outcome.OK)
     alive = not candidate[2]  # if the tests say that it is gone: it broke the protocol
@@ -264,12 +274,17 @@ def _outcome(answer: dict[str, Any], ending: Sequence[float], limits: Limits, fu
         return Outcome.OUTPUT, f"more than {limits.output_bytes} bytes of output"
     if answer["expired"]:
         return Outcome.TIMEOUT, f"killed after {answer['wall_s']:.1f} s"
-    if code == -signal.SIGXCPU or (limits.cpu_s is not None and cpu_s > limits.cpu_s):
+    if code == -signal.SIGXCPU or _overtime(ending, limits):
         return Outcome.TIMEOUT, f"{cpu_s:.1f} s of CPU time"
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         return Outcome.KILLED, f"killed by {name}"
     return (Outcome.EXIT if code else Outcome.OK), ""
+
+
+def _overtime(ending: Sequence[float], limits: Limits) -> bool:
+    """The kernel allows whole seconds, and one more to a program that ignores its signal."""
+    return limits.cpu_s is not None and ending[1] > limits.cpu_s
 
 
 def _printable(text: str) -> str:

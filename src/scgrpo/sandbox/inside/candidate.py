@@ -32,7 +32,7 @@ def run(order: dict[str, Any], channel: int) -> int:
     peer = _Candidate(channel)
     try:
         module = program.start("solution", order["source"])
-        exec(compile(order["source"], "main.py", "exec"), module.__dict__)
+        program.execute(order["source"], module.__dict__)
     except BaseException as error:  # noqa: BLE001 (SystemExit too)
         wire.send(channel, ["failed", describe(error)])
         return 1

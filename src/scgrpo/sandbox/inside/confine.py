@@ -94,7 +94,7 @@ class Cage:
             resource.RLIMIT_FSIZE: (allowance.output_bytes, allowance.output_bytes),
             resource.RLIMIT_CORE: (0, 0),
             resource.RLIMIT_NOFILE: (_DESCRIPTORS, _DESCRIPTORS),
-            resource.RLIMIT_STACK: (_STACK_BYTES, _STACK_BYTES),
+            resource.RLIMIT_STACK: (_STACK_BYTES, resource.RLIM_INFINITY),  # may grow: it is address space too
         }
         if allowance.cpu_s is not None:
             seconds = max(1, int(-(-allowance.cpu_s // 1)))
@@ -104,7 +104,7 @@ class Cage:
         for which, (soft, hard) in limits.items():
             _, ceiling = resource.getrlimit(which)
             if ceiling != resource.RLIM_INFINITY:
-                soft, hard = min(soft, ceiling), min(hard, ceiling)
+                soft, hard = min(soft, ceiling), ceiling if hard == resource.RLIM_INFINITY else min(hard, ceiling)
             resource.setrlimit(which, (soft, hard))
 
 

@@ -19,7 +19,7 @@ def run(order: dict[str, Any], results: int, stderr: int) -> int:
     os.close(stderr)
     try:
         module = program.start("solution", order["source"])
-        exec(compile(order["source"], "main.py", "exec"), module.__dict__)
+        program.execute(order["source"], module.__dict__)
         function = _find(module.__dict__, order["function"])
         for arguments in order["arguments"]:
             _write(results, ["ok", function(*arguments)])

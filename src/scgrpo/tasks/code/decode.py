@@ -16,6 +16,7 @@ from typing import Any
 from scgrpo.errors import DataError
 
 MAX_DECODED_BYTES = 1 << 30
+_MOST_OPCODES = 1_000_000  # the real ones have ten; a gigabyte of them would take hours
 _MARK = object()
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 # Opcodes whose argument is the value.
@@ -38,7 +39,7 @@ def decode_tests(text: str, where: str, max_bytes: int = MAX_DECODED_BYTES) -> A
     """
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass  # not JSON: the compressed form
     try:
         value = plain_pickle(_decompress(base64.b64decode(text, validate=True), max_bytes))
@@ -68,7 +69,9 @@ def plain_pickle(data: bytes) -> Any:
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count == _MOST_OPCODES:
+                raise ValueError(f"a pickle of more than {_MOST_OPCODES} opcodes")
             machine.step(opcode.name, argument)
     except (IndexError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"a damaged pickle ({error!r})") from error

@@ -12,7 +12,7 @@ from scgrpo.tasks.base import Split
 from scgrpo.tasks.code import prompts
 from scgrpo.tasks.code.extract import defines
 from scgrpo.tasks.code.numpy_standin import without_numpy
-from scgrpo.tasks.code.suite import Suite, assert_cases
+from scgrpo.tasks.code.suite import Suite, assert_cases, named
 from scgrpo.tasks.code.task import Problem
 from scgrpo.tasks.data import deduplicated, read_rows, select_columns
 
@@ -53,7 +53,11 @@ class HumanEvalSource:
         raw, where = read_rows(self._name, None, self._split)
         rows = [{**row, **select_columns(row, _COLUMNS, where(index))} for index, row in enumerate(raw)]
         unique = deduplicated(rows, lambda row: row["task_id"], self._name)
-        return [_problem(row, self._instruction, f"{self._name}, {row['task_id']}") for row in unique]
+        problems = []
+        for row in unique:
+            item = f"{self._name}, {row['task_id']}"
+            problems.append(named(item, _problem, row, self._instruction, item))
+        return problems
 
     def example(self) -> tuple[Problem, tuple[str, ...], tuple[str, ...]]:
         row = {

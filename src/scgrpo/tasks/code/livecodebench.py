@@ -15,7 +15,7 @@ from scgrpo.tasks.base import Split
 from scgrpo.tasks.code import prompts
 from scgrpo.tasks.code.decode import decode_tests
 from scgrpo.tasks.code.extract import LCB_PRELUDE
-from scgrpo.tasks.code.suite import Case, Suite, call_cases, stdin_cases
+from scgrpo.tasks.code.suite import Case, Suite, call_cases, named, stdin_cases
 from scgrpo.tasks.code.task import Problem
 from scgrpo.tasks.data import in_window
 
@@ -210,7 +210,7 @@ def _load_suite(path: Path, offset: int, question_id: str) -> Suite:
     where = f"{path}, problem {question_id!r}"
     with path.open("rb") as file:
         file.seek(offset)
-        return suite_of(_row(file.readline(), where), where)
+        return named(where, suite_of, _row(file.readline(), where), where)
 
 
 def suite_of(row: Mapping[str, Any], where: str) -> Suite:

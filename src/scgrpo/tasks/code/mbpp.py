@@ -14,7 +14,7 @@ from scgrpo.errors import ConfigError, DataError
 from scgrpo.tasks.base import Split
 from scgrpo.tasks.code import prompts
 from scgrpo.tasks.code.numpy_standin import without_numpy
-from scgrpo.tasks.code.suite import Suite, assert_cases
+from scgrpo.tasks.code.suite import Suite, assert_cases, named, parsed
 from scgrpo.tasks.code.task import Problem
 from scgrpo.tasks.data import deduplicated, find_column, read_rows, split_names
 
@@ -75,9 +75,11 @@ class MBPPSource:
         rows: list[dict[str, Any]] = []
         for name in split_names(self._name, self._config) or ["train"]:
             raw, where = read_rows(self._name, self._config, name)
-            rows += [_checked(row, where(index)) for index, row in enumerate(raw)]
+            rows += [named(where(index), _checked, row, where(index)) for index, row in enumerate(raw)]
         unique = deduplicated(rows, lambda row: row["task_id"], self._name)
-        return [(row["task_id"], _problem(row, self._shown)) for row in unique]
+        return [
+            (row["task_id"], named(f"{self._name}, {row['task_id']}", _problem, row, self._shown)) for row in unique
+        ]
 
     def example(self) -> tuple[Problem, tuple[str, ...], tuple[str, ...]]:
         row = {
@@ -130,14 +132,16 @@ def _checked(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A row with the columns of all versions under one name."""
     text = row[find_column(row, ("text", "prompt"), "prompt", where)]
     shown = row[find_column(row, ("test_list",), "tests", where)]
+    shown = [shown] if isinstance(shown, str) else shown
     number = row[find_column(row, ("task_id",), "task_id", where)]
-    setup = [row.get("test_setup_code") or "", *(row.get("test_imports") or ())]
+    setup = "\n".join([row.get("test_setup_code") or "", *(row.get("test_imports") or ())])
+    parsed(setup, f"{where}, set-up")
     cases = assert_cases([row["test"]] if row.get("test") else shown, where)
     return {
         "task_id": _number(number, where),
         "text": text,
         "shown": list(shown),
-        "setup": assert_cases("\n".join(setup), where)[0].source,
+        "setup": setup,
         "cases": cases,
         "code": row.get("code") or "",
     }

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from scgrpo.errors import ConfigError, DataError
 from scgrpo.tasks.base import Message, Split
 from scgrpo.tasks.code import prompts
-from scgrpo.tasks.code.suite import Case, Suite, assert_cases, call_cases, stdin_cases
+from scgrpo.tasks.code.suite import Case, Suite, assert_cases, call_cases, named, stdin_cases
 from scgrpo.tasks.code.task import Problem
 from scgrpo.tasks.data import (
     checked_columns,
@@ -112,7 +112,7 @@ class RowsSource:
 
     def _load(self, name: str, split: str) -> list[Problem]:
         raw, where = read_rows(name, self._config, split)
-        rows = [_keyed(self._problem(row, where(index))) for index, row in enumerate(raw)]
+        rows = [_keyed(named(where(index), self._problem, row, where(index))) for index, row in enumerate(raw)]
         return [row["problem"] for row in deduplicated(rows, lambda row: row["problem_id"], name)]
 
     def _problem(self, row: Mapping[str, Any], where: str) -> Problem:
@@ -162,7 +162,10 @@ def _keyed(problem: Problem) -> dict[str, Any]:
 
 def _value(row: Mapping[str, Any], column: str | None, what: str, where: str) -> Any:
     names = _CANDIDATES[what] if column is None else (column,)
-    return _optional(row, find_column(row, names, what, where))
+    value = _optional(row, find_column(row, names, what, where))
+    if not (value.strip() if isinstance(value, str) else value):
+        raise DataError(f"{where}: empty {what}.", "Correct the row, or leave it out.")
+    return value
 
 
 def _optional(row: Mapping[str, Any], column: str) -> Any:
@@ -209,6 +212,9 @@ def _suite(kind: Kind, tests: Any, more: Mapping[str, Any], where: str) -> Suite
         cases = call_cases(tests, where)
     else:
         cases = assert_cases(tests, where) if kind == "asserts" else stdin_cases(tests, where)
+    for name in ("preamble", "setup", "checker"):
+        if more[name] is not None and not isinstance(more[name], str):
+            raise DataError(f"{where}: {name} is a {type(more[name]).__name__}.", "It is source: text.")
     for name in ("time_limit", "memory_limit"):
         if more[name] is not None and not (isinstance(more[name], int | float) and more[name] > 0):
             raise DataError(f"{where}: {name} is {more[name]!r}.", "Give a number above 0.")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from scgrpo.errors import ConfigError, DataError
+from scgrpo.errors import ConfigError, DataError, ScgrpoError
 from scgrpo.tasks.data import halves
 
 # Which of a problem's tests: all of them, or one of two halves that share none (unless there is only one test).
 Half = Literal["all", "A", "B"]
+_Made = TypeVar("_Made")
+# Statements that run nothing of a program under test.
+_INERT = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Pass)
 
 
 @dataclass(frozen=True)
@@ -136,17 +140,57 @@ def assert_cases(tests: Any, where: str) -> tuple[AssertCase, ...]:
     """Cases from a list of statements, or from one text.
 
     Raises:
-        DataError: no tests, or one that is not Python.
+        DataError: no tests, one that is not Python, an empty one, or none that does more than define something:
+            every program would pass.
     """
     sources = [tests] if isinstance(tests, str) else tests
     if not isinstance(sources, list | tuple) or not sources:
         raise _no_tests(where)
-    for index, source in enumerate(sources):
-        try:
-            compile(source, f"test {index}", "exec")
-        except (SyntaxError, ValueError, TypeError) as error:
-            raise DataError(f"{where}, test {index}: not Python ({error}).", "Give statements to execute.") from error
+    trees = [parsed(source, f"{where}, test {index}") for index, source in enumerate(sources)]
+    for index, tree in enumerate(trees):
+        if not tree.body:
+            raise DataError(f"{where}, test {index}: it is empty.", "Every program would pass it; leave it out.")
+    if all(map(_is_inert, trees)):
+        raise DataError(f"{where}: the tests run nothing.", "A function that tests must also be called: check(add).")
     return tuple(AssertCase(source) for source in sources)
+
+
+def parsed(source: Any, where: str) -> ast.Module:
+    """The statements of a source.
+
+    Raises:
+        DataError: it is not Python.
+    """
+    try:
+        tree = ast.parse(source)
+        compile(tree, "test", "exec")  # finds what the grammar allows, such as a return outside of a function
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise DataError(f"{where}: not Python ({error}).", "Give statements to execute.") from error
+    return tree
+
+
+def _is_inert(tree: ast.Module) -> bool:
+    return all(
+        isinstance(node, _INERT) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in tree.body
+    )
+
+
+def named(where: str, make: Callable[..., _Made], *args: Any) -> _Made:
+    """What `make` makes of a row.
+
+    Raises:
+        DataError: a value in it is of another kind than it should be.
+    """
+    try:
+        return make(*args)
+    except ScgrpoError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        raise DataError(
+            f"{where}: a column does not hold what it should ({type(error).__name__}: {error}).",
+            "Correct the row, or leave it out.",
+        ) from error
 
 
 def _pairs(tests: Any, where: str) -> list[tuple[Any, Any]]:
