@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,6 @@ TASK = Forgetful()
 
 @pytest.fixture(scope="module")
 def walker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from dataclasses import replace
 
     folder = tmp_path_factory.mktemp("walker")
     small = Shape(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
@@ -154,6 +154,35 @@ def test_scores_are_those_of_each_turn_alone(
     loss.backward()
     for name, parameter in before.named_parameters():
         torch.testing.assert_close(gradients[name].double(), parameter.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_a_process_without_pairs_takes_part(walker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where processes share weights, it must ask for as many forwards as the others, for each kind of pairs."""
+    made = trainer(walker, tmp_path)
+    given: list[Any] = []
+    call = per_step.TurnConditioner.__call__
+    monkeypatch.setattr(
+        per_step.TurnConditioner, "__call__", lambda self, *args: (given.append(args), call(self, *args))[1]
+    )
+    made.train()
+    ((plan, local, completions, _),) = given
+    condition = made._evidence.condition
+    contrast = torch.where(torch.arange(len(plan)) % 2 == 0, plan.demonstration, -1)
+    for asked in (plan, replace(plan, contrast=contrast)):
+        counts = []
+        for first in (local.first, 10_000):
+            numbers: list[int] = []
+
+            def agreed(mine: int, numbers: list[int] = numbers) -> int:
+                numbers.append(mine)
+                return max(mine, 1)
+
+            found = condition(asked, replace(local, first=first), completions, agreed)
+            counts.append(len(numbers))
+            assert bool(numbers[0]) == (first == local.first)
+        assert found.pairs == []
+        assert found.evidence.token_kl.shape[0] == 0
+        assert counts[0] == counts[1] == (1 if asked is plan else 2)
 
 
 def GradientKept(made: SCGRPOTrainer, kept: dict[str, Tensor]) -> Any:  # noqa: N802

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -92,33 +92,36 @@ class Conditioner:
     tokenize: Callable[[list[Prompt], list[int]], list[list[int]]]
 
     def __call__(
-        self, plan: Plan, local: LocalRollouts, completions: Sequence[Any], num_forwards: Callable[[int], int | None]
+        self,
+        plan: Plan,
+        local: LocalRollouts,
+        completions: Sequence[Any],
+        num_forwards: Callable[[int], int | None],
+        kinds_of_all: Collection[str] = (),
     ) -> Conditioned:
         """Evidence of this process's pairs.
 
         Args:
             completions: of the whole batch, by row number: a demonstration may come from another process.
             num_forwards: number of batches of this process -> number all processes must run (None: its own).
+            kinds_of_all: kinds of pairs that other processes have, where the plan is of this process alone.
         """
         rollout = plan.rollout.tolist()
-        shown, contrast = plan.demonstration.tolist(), ([] if plan.contrast is None else plan.contrast.tolist())
+        shown, contrast = plan.demonstration.tolist(), None if plan.contrast is None else plan.contrast.tolist()
         count = len(local.prompts)
         mine = [pair for pair, row in enumerate(rollout) if local.first <= row < local.first + count]
-        needed = {side[pair] for side in (shown, contrast) if side for pair in mine} - {NONE}
+        needed = {side[pair] for side in (shown, contrast) if side is not None for pair in mine} - {NONE}
         demonstrations = {row: self.format(completions[row]) for row in sorted(needed)}
         contexts = partial(self.contexts, local, [rollout[pair] - local.first for pair in mine], demonstrations)
         verified = plan.verified.tolist()
         claims = [verified[pair] for pair in mine]
         teacher_ids = contexts([shown[pair] for pair in mine], claims)
-        student_ids = contexts([contrast[pair] for pair in mine], claims) if contrast else None
+        student_ids = None if contrast is None else contexts([contrast[pair] for pair in mine], claims)
 
         parts: list[tuple[list[int], Evidence]] = []
         # All processes go through the same kinds of pairs, whichever of them they have.
-        kinds = [
-            "contrasted" if contrasted else "alone" if alone else "plain"
-            for alone, contrasted in zip(plan.alone.tolist(), plan.contrasted.tolist(), strict=True)
-        ]
-        for kind in sorted(set(kinds)):
+        kinds = kinds_of(plan)
+        for kind in sorted({*kinds, *kinds_of_all}):
             at = [place for place, pair in enumerate(mine) if kinds[pair] == kind]
             rows = [rollout[mine[place]] - local.first for place in at]
             pairs = replace(self.pairs(local, rows, [teacher_ids[place] for place in at]), alone=kind == "alone")
@@ -200,6 +203,14 @@ class Conditioner:
                 "Pass teacher_prompt_fn=(prompt, demonstration, verified) -> prompt to SCGRPOTrainer, and prompts "
                 "that render to the sampled ids.",
             )
+
+
+def kinds_of(plan: Plan) -> list[str]:
+    """For each pair, what its two contexts are: each kind is scored in forwards of its own."""
+    return [
+        "contrasted" if contrasted else "alone" if alone else "plain"
+        for alone, contrasted in zip(plan.alone.tolist(), plan.contrasted.tolist(), strict=True)
+    ]
 
 
 def merged(parts: Sequence[tuple[list[int], Evidence]], count: int) -> Evidence:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scgrpo.credit import Evidence, Plan
 from scgrpo.errors import ConfigError
-from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts
+from scgrpo.integrations.trl.conditioning import Conditioned, Conditioner, LocalRollouts, kinds_of
 from scgrpo.tasks.environment import Episode
 
 # Columns of a generation batch, cut and shuffled with its rows. (They start as those of prompts do: what is cut to
@@ -138,10 +138,15 @@ class TurnConditioner(Conditioner):
     """A conditioner whose teacher reads each turn under that turn's prompt with the demonstration."""
 
     def __call__(
-        self, plan: Plan, local: LocalRollouts, completions: Sequence[Any], num_forwards: Callable[[int], int | None]
+        self,
+        plan: Plan,
+        local: LocalRollouts,
+        completions: Sequence[Any],
+        num_forwards: Callable[[int], int | None],
+        kinds_of_all: Collection[str] = (),
     ) -> Conditioned:
         if local.episodes is None:
-            return super().__call__(plan, local, completions, num_forwards)
+            return super().__call__(plan, local, completions, num_forwards, kinds_of_all)
         rollout, rows = plan.rollout.tolist(), len(local.prompts)
         mine = [pair for pair, row in enumerate(rollout) if local.first <= row < local.first + rows]
         starts = columns(local.episodes, plan.rollout.device)[_STARTS]
@@ -159,7 +164,8 @@ class TurnConditioner(Conditioner):
             verified=plan.verified[source],
             contrast=None if plan.contrast is None else plan.contrast[source],
         )
-        found = super().__call__(each, self._as_rollouts(local, turns, there), completions, num_forwards)
+        rollouts = self._as_rollouts(local, turns, there)
+        found = super().__call__(each, rollouts, completions, num_forwards, kinds_of(plan))
         shape = (len(mine), local.completion_ids.shape[1])
         chosen = Turns(place, turns.source[turn], turns.present[turn])
         fields = (getattr(found.evidence, field.name) for field in dataclasses.fields(Evidence))
