@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import zlib
 from typing import Any
 
@@ -59,7 +60,12 @@ def test_the_prelude_leaves_builtins_as_they_are_and_has_what_solutions_expect()
     names: dict[str, Any] = {}
     recursion = "sys.setrecursionlimit(50000)\n"
     assert LCB_PRELUDE.endswith(recursion)
-    exec(LCB_PRELUDE.removesuffix(recursion), names)
+    most_digits = sys.get_int_max_str_digits()
+    try:
+        exec(LCB_PRELUDE.removesuffix(recursion), names)
+        assert sys.get_int_max_str_digits() == 0
+    finally:
+        sys.set_int_max_str_digits(most_digits)
     assert names["pow"] is pow
     assert names["open"] is open
     assert names["datetime"].datetime  # the module, as in LiveCodeBench

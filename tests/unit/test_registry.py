@@ -76,7 +76,7 @@ def test_unknown_names_and_options_say_what_there_is() -> None:
         get_task("nowhere:Task")
     with pytest.raises(ConfigError, match="has no attribute 'Missing'"):
         get_task("scgrpo.tasks.math:Missing")
-    with pytest.raises(ConfigError, match=r"cannot be made with \{'min_numbers': '3'\}.*tasks show guess_number"):
+    with pytest.raises(ConfigError, match=r"options \{'min_numbers': '3'\}.*tasks show guess_number"):
         get_task("guess_number", min_numbers="3")
     register_task("odd", lambda: 7)
     with pytest.raises(ConfigError, match="'odd' is a int"):
