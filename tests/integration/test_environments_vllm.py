@@ -17,9 +17,10 @@ from transformers import GenerationConfig, PrinterCallback
 
 from scgrpo import SCGRPOConfig
 from scgrpo.cli.main import main
+from scgrpo.evaluation import evaluate
 from scgrpo.integrations.trl import SCGRPOTrainer
 from scgrpo.integrations.trl.environments import EnvironmentRollouts
-from scgrpo.integrations.trl.host_sampling import host_turns
+from scgrpo.integrations.trl.host_sampling import HostSampler, host_turns
 from scgrpo.runs import RunDirectory
 from scgrpo.tasks.environment import EPISODE
 from scgrpo.tasks.reward import reward_function
@@ -35,6 +36,7 @@ class StandIn:
         self.model, self.tokenizer = accelerator.unwrap_model(model), processing_class
         self.max_completion_length, self.temperature = settings["max_completion_length"], settings["temperature"]
         self.top_p, self.top_k, self.min_p, self.repetition_penalty = 1.0, 0, None, 1.0
+        self.longest = 10_000
         self.asked: list[tuple[int, int]] = []
         self.temperatures: set[float] = set()
         self.loaded = 0
@@ -44,6 +46,7 @@ class StandIn:
 
     def generate(self, prompts: list[list[int]], images: Any, num_generations: int, profiler: Any) -> Any:
         assert images is None
+        assert max(map(len, prompts)) < self.longest
         self.asked.append((len(prompts), self.max_completion_length))
         self.temperatures.add(self.temperature)
         drawn = [self._one(prompt) for prompt in prompts]
@@ -166,6 +169,25 @@ def test_evaluations_are_drawn_by_vllm_too(
     assert StandIn.last.temperatures == {0.7, StandIn.last.temperature}
     assert StandIn.last.loaded == 3, "after no, one and two steps"
     assert 8 in [count for count, _ in StandIn.last.asked]
+
+
+def test_a_step_s_prompt_that_vllm_has_no_room_for_cuts_the_rollout_off(make: Any) -> None:
+    """In training and in evaluations: vLLM would refuse the prompt, and the run would end."""
+    task = LongMemory()
+    trainer = make(task, max_steps=1, vllm_max_model_length=60)
+    episodes: list[Any] = []
+    trainer.listeners.append(lambda scored: episodes.extend(row[EPISODE] for row in scored.rollouts.inputs))
+    StandIn.last.longest = 60
+    trainer.train()
+    assert {len(episode.turns) for episode in episodes} == {1}
+    assert any(not episode.done for episode in episodes)
+    result = evaluate(HostSampler(trainer), trainer.processing_class, task, rows=task.rows("eval"), k=4)
+    assert result.truncated_frac > 0
+
+
+class LongMemory(PerStepMaze):
+    def step_prompt(self, row: Any, history: Any, observation: str) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": f"{observation} " * 100}]
 
 
 END = 999

@@ -7,26 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from code_cases import FIXTURES, ids, make, suite
 
 from scgrpo.errors import ConfigError, DataError
-from scgrpo.tasks import get_task
-from scgrpo.tasks.code import AssertCase, CallCase, CodeTask, StdinCase, Suite
-
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "code"
-
-
-def make(name: str, **options: Any) -> CodeTask:
-    task = get_task(name, **options)
-    assert isinstance(task, CodeTask)
-    return task
-
-
-def ids(task: CodeTask, split: Any = "eval") -> list[str]:
-    return [row["problem_id"] for row in task.rows(split)]
-
-
-def suite(task: CodeTask, problem_id: str, tests: Any = "all") -> Suite:
-    return task._load_suite(problem_id, tests)
+from scgrpo.tasks.code import AssertCase, CallCase, StdinCase
 
 
 def test_own_rows_of_every_kind() -> None:

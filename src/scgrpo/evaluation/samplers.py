@@ -59,8 +59,8 @@ class Sampler(Protocol):
     Attributes:
         ends: ids of the tokens that end a completion.
         identity: what besides the settings decides what is drawn: the engine, the weights. JSON values.
-
-    One that knows has a `max_prompt_tokens` too: a conversation whose next prompt is longer is cut off.
+        max_prompt_tokens: with a prompt per step, a conversation whose next one is longer is cut off. None: no limit
+            is known.
     """
 
     @property
@@ -68,6 +68,9 @@ class Sampler(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]: ...
+
+    @property
+    def max_prompt_tokens(self) -> int | None: ...
 
     def sample(self, prompts: Sequence[Sequence[int]], count: int, sampling: Sampling, seed: int) -> list[list[int]]:
         """`count` completions of each prompt, those of one prompt together, each up to and with its end token."""

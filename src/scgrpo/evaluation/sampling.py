@@ -228,9 +228,8 @@ def _conversations(
     def draw(batch: Batch) -> list[_Drawn]:
         own = [rows[row] for row, _ in batch.completions()]
         prompts = [row["prompt"] for row in own]
-        most = getattr(sampler, "max_prompt_tokens", None)
         with sampler.turns(sampling, batch.seed(sampling.seed)) as new_sampler:
-            played = play(task, own, prompts, chat, new_sampler, sampling.max_new_tokens, most)
+            played = play(task, own, prompts, chat, new_sampler, sampling.max_new_tokens, sampler.max_prompt_tokens)
         return [
             _Drawn(e.messages, sum(e.mask), not e.completion_ids or e.completion_ids[-1] not in chat.ends, e.verdict)
             for e in played[1]

@@ -13,10 +13,10 @@ from trl.models.utils import unwrap_model_for_generation
 from scgrpo.errors import IncompatibleHostError
 from scgrpo.evaluation.conversation import Chat
 from scgrpo.evaluation.episodes import NewSampler, in_step, play
-from scgrpo.evaluation.turns import Turns, idle, longest_prompt
+from scgrpo.evaluation.turns import Turns, idle
 from scgrpo.integrations.trl import per_step
 from scgrpo.integrations.trl.evidence import everywhere, shares_weights
-from scgrpo.integrations.trl.host_sampling import sampling_in_step
+from scgrpo.integrations.trl.host_sampling import max_prompt_tokens, sampling_in_step
 from scgrpo.tasks.environment import EPISODE, EnvironmentTask, Episode
 
 
@@ -59,7 +59,7 @@ class EnvironmentRollouts:
                 self._chat,
                 new_sampler,
                 trainer.max_completion_length,
-                _longest_prompt(trainer),
+                max_prompt_tokens(trainer),
             )
         trainer.turn_columns = per_step.columns(episodes, trainer.accelerator.device)
         logps = [episode.logps for episode in episodes]
@@ -70,12 +70,6 @@ class EnvironmentRollouts:
             "env_mask": [[int(own) for own in episode.mask] for episode in episodes],
             EPISODE: episodes,
         }
-
-
-def _longest_prompt(trainer: Any) -> int | None:
-    """After which whatever samples has room for a token."""
-    served = trainer.args.vllm_max_model_length if trainer.use_vllm else None
-    return longest_prompt(trainer.model) if served is None else served - 1
 
 
 @contextmanager

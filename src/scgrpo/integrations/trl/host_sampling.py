@@ -12,6 +12,7 @@ from typing import Any
 from scgrpo.evaluation.conversation import Sampled
 from scgrpo.evaluation.episodes import NewSampler, in_step
 from scgrpo.evaluation.samplers import Sampling, until_end
+from scgrpo.evaluation.turns import longest_prompt
 from scgrpo.integrations.trl.evidence import everywhere
 
 
@@ -74,6 +75,12 @@ def sampling_in_step(trainer: Any) -> Iterator[NewSampler]:
         yield together
 
 
+def max_prompt_tokens(trainer: Any) -> int | None:
+    """After which whatever samples has room for a token; None if that is not known."""
+    served = trainer.args.vllm_max_model_length if trainer.use_vllm else None
+    return longest_prompt(trainer.model) if served is None else served - 1
+
+
 class HostSampler:
     """Evaluations by the vLLM that samples for training: a `scgrpo.evaluation.Sampler`, whose weights TRL has sent.
 
@@ -84,6 +91,7 @@ class HostSampler:
         self.trainer = trainer
         self.ends: Collection[int] = trainer.eos_token_ids
         self.identity = {"engine": "vllm", "weights": None}
+        self.max_prompt_tokens = max_prompt_tokens(trainer)
 
     def sample(self, prompts: Sequence[Sequence[int]], count: int, sampling: Sampling, seed: int) -> list[list[int]]:
         contexts = [list(prompt) for prompt in prompts for _ in range(count)]
